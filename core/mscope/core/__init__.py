@@ -1,0 +1,1 @@
+"""What every part agrees on: configuration, geometry, graph contract, bundle, exit decision, cost."""

@@ -1,0 +1,142 @@
+"""The manifest of a bundle: everything the runtime needs to know about the graphs beside it, validated."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from mscope.core.config import ModelConfig
+from mscope.core.contract import Stage
+
+SCHEMA = 1
+MANIFEST = "manifest.json"
+
+Backend = Literal["onnx", "tensorrt", "tensorrt-rtx"]
+Precision = Literal["fp32", "fp16", "bf16", "int8", "fp8"]
+# A bare file name: no separators, no leading dot, so that no manifest can point outside its folder.
+FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.+-]{0,127}$")]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class FileRecord(_Strict):
+    """One file of the bundle, as it was when it was written."""
+
+    sha256: Sha256
+    bytes: int = Field(ge=0, le=64 << 30)
+
+
+class Weights(_Strict):
+    """Where the weights come from. `random` ones are untrained, and every output says so."""
+
+    origin: Literal["file", "shipped", "random"]
+    name: str = Field("", max_length=4096, description="the file's name, without its folder")
+    sha256: Sha256 | None = None
+    seed: int | None = None
+    derived: tuple[str, ...] = Field(
+        (), description="parameters that the file lacked and that were derived from others"
+    )
+
+    @property
+    def trained(self) -> bool:
+        return self.origin != "random"
+
+    def describe(self) -> str:
+        """One line for people."""
+        if self.origin == "random":
+            return f"random (seed {self.seed}): untrained, its answers mean nothing"
+        return f"{self.name} (sha256 {(self.sha256 or '')[:12]})"
+
+
+class Preprocessing(_Strict):
+    """From a picture to the tensor `image`: resize the shorter side, crop the centre, scale to [0, 1], normalise."""
+
+    mode: Literal["RGB", "L"] = "RGB"
+    resize: int = Field(ge=1, le=16384, description="length of the shorter side after resizing, pixels")
+    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
+    mean: tuple[float, ...]
+    std: tuple[Annotated[float, Field(gt=0)], ...]
+
+
+class Variant(_Strict):
+    """One file that computes a stage: which backend runs it, at which precision."""
+
+    file: FileName
+    backend: Backend = "onnx"
+    precision: Precision = "fp32"
+
+
+class StageRecord(_Strict):
+    """One stage: its files, and its analytic cost for one image."""
+
+    variants: tuple[Variant, ...] = Field(min_length=1)
+    gmacs: float = Field(ge=0)
+    tokens: int = Field(ge=1)
+
+
+class CurvePoint(_Strict):
+    """Accuracy and cost at one eta, measured on labelled data."""
+
+    eta: float = Field(ge=0, le=1)
+    accuracy: float = Field(ge=0, le=1)
+    exit_rate: float = Field(ge=0, le=1)
+    gmacs: float = Field(ge=0)
+
+
+class Parity(_Strict):
+    """How far the written graphs are from the PyTorch model, over `images` test inputs."""
+
+    images: int = Field(ge=1)
+    logits_max_abs: float
+    coarse_logits_max_abs: float | None = None
+    importance_max_abs: float | None = None
+    selected_agreement: float | None = Field(None, description="share of images with the same refined regions")
+    exit_agreement: float | None = Field(None, description="share of images with the same exit decision")
+    tolerance: float
+
+
+class Baseline(_Strict):
+    """Plain ViM of the same size, for the break-even exit rate."""
+
+    gmacs: float
+    tokens: int
+
+
+class Manifest(_Strict):
+    """The content of manifest.json."""
+
+    schema_version: int = Field(SCHEMA, ge=1)
+    name: str = Field(max_length=256)
+    created: str = Field(max_length=64, description="UTC, ISO 8601")
+    config: ModelConfig
+    params: int = Field(ge=1)
+    weights: Weights
+    preprocessing: Preprocessing
+    labels: tuple[str, ...] | None = None
+    default_eta: float = Field(0.6, ge=0, le=1)
+    eta_curve: tuple[CurvePoint, ...] | None = None
+    stages: dict[Stage, StageRecord]
+    baseline: Baseline
+    parity: Parity | None = Field(None, description="None when the check was switched off")
+    tools: dict[str, str] = Field(default_factory=dict, description="versions of what built the bundle")
+    files: dict[FileName, FileRecord]
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Manifest:
+        expected = {"full"} if self.config.arch == "vim" else {"coarse", "fine"}
+        if set(self.stages) != expected:
+            raise ValueError(f"stages of {self.config.arch} are {sorted(expected)}, got {sorted(self.stages)}")
+        for stage, record in self.stages.items():
+            for variant in record.variants:
+                if variant.file not in self.files:
+                    raise ValueError(f"stage '{stage}' names {variant.file}, which 'files' does not list")
+        if self.labels is not None and len(self.labels) != self.config.classes:
+            raise ValueError(f"{len(self.labels)} labels for {self.config.classes} classes")
+        for name in ("mean", "std"):
+            if len(getattr(self.preprocessing, name)) != self.config.channels:
+                raise ValueError(f"preprocessing.{name} does not have {self.config.channels} channels")
+        return self

@@ -1,0 +1,164 @@
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from mscope.core import bundle
+from mscope.core.bundle import latest_bundle, load_manifest, mark_latest, record_of, write_manifest, writing_folder
+from mscope.core.config import config_for
+from mscope.core.errors import BundleError, InputError
+from mscope.core.manifest import SCHEMA, Baseline, Manifest, Preprocessing, StageRecord, Variant, Weights
+
+
+def write(folder: Path, content: bytes = b"graph") -> Manifest:
+    for name in ("coarse.onnx", "fine.onnx"):
+        (folder / name).write_bytes(content)
+    manifest = Manifest(
+        name="test",
+        created="2026-01-01T00:00:00Z",
+        config=config_for("digits"),
+        params=1,
+        weights=Weights(origin="random", seed=0),
+        preprocessing=Preprocessing(mode="L", resize=64, mean=(0.5,), std=(0.5,)),
+        stages={
+            stage: StageRecord(variants=(Variant(file=f"{stage}.onnx"),), gmacs=1.0, tokens=17)
+            for stage in ("coarse", "fine")
+        },
+        baseline=Baseline(gmacs=1.0, tokens=65),
+        files={name: record_of(folder / name) for name in ("coarse.onnx", "fine.onnx")},
+    )
+    write_manifest(folder, manifest)
+    return manifest
+
+
+@pytest.fixture
+def built(tmp_path: Path) -> Path:
+    folder = tmp_path / "bundle"
+    with writing_folder(folder) as work:
+        write(work)
+    return folder
+
+
+def test_round_trip(built: Path) -> None:
+    manifest = load_manifest(built)
+    assert manifest.schema_version == SCHEMA
+    assert manifest.config == config_for("digits")
+    assert not manifest.weights.trained
+    assert sorted(p.name for p in built.parent.iterdir()) == ["bundle"]
+
+
+def test_a_failure_leaves_nothing_and_keeps_the_old_bundle(built: Path) -> None:
+    for error in (RuntimeError, KeyboardInterrupt, OSError(28, "No space left on device")):
+        with pytest.raises((RuntimeError, KeyboardInterrupt, OSError)), writing_folder(built) as work:
+            (work / "coarse.onnx").write_bytes(b"half")
+            raise error
+        assert load_manifest(built).name == "test"
+        with pytest.raises((RuntimeError, KeyboardInterrupt, OSError)), writing_folder(built.parent / "new"):
+            raise error
+        assert sorted(p.name for p in built.parent.iterdir()) == ["bundle"]
+
+
+def test_a_bundle_is_replaced_whole(built: Path) -> None:
+    (built / "stale.txt").write_text("old")
+    with writing_folder(built) as work:
+        write(work, b"second")
+    assert (built / "coarse.onnx").read_bytes() == b"second"
+    assert not (built / "stale.txt").exists()
+    assert sorted(p.name for p in built.parent.iterdir()) == ["bundle"]
+
+
+def test_a_failed_swap_puts_the_old_bundle_back(built: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rename = Path.rename
+
+    def failing(self: Path, target: Path) -> Path:
+        if self.name.endswith(".part"):
+            raise OSError(5, "Input/output error")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", failing)
+    with pytest.raises(OSError, match="Input/output"), writing_folder(built) as work:
+        write(work, b"second")
+    assert (built / "coarse.onnx").read_bytes() == b"graph"
+
+
+def test_what_is_not_a_bundle_is_not_replaced(tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a.jpg").write_bytes(b"x")
+    (tmp_path / "file").write_bytes(b"x")
+    for name in ("photos", "file"):
+        with pytest.raises(InputError, match="not a bundle"), writing_folder(tmp_path / name):
+            pass
+    assert (tmp_path / "photos" / "a.jpg").exists()
+
+
+def test_a_changed_byte_a_missing_and_a_cut_file_are_named(built: Path) -> None:
+    graph = built / "fine.onnx"
+    graph.write_bytes(b"grapH")
+    with pytest.raises(BundleError, match=r"fine\.onnx has changed"):
+        load_manifest(built)
+    graph.write_bytes(b"gra")
+    with pytest.raises(BundleError, match="3 bytes, the manifest says 5"):
+        load_manifest(built)
+    graph.unlink()
+    with pytest.raises(BundleError, match="missing"):
+        load_manifest(built)
+    assert load_manifest(built, check_files=False).name == "test"
+
+
+def edit(built: Path, **changes: object) -> None:
+    path = built / "manifest.json"
+    content = json.loads(path.read_text())
+    content.update(changes)
+    path.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"schema_version": SCHEMA + 1}, "upgrade mambascope-deploy"),
+        ({"schema_version": "1"}, "no schema_version"),
+        ({"surprise": 1}, "surprise"),
+        ({"default_eta": 2}, "default_eta"),
+        ({"labels": ["one"]}, "1 labels for 10 classes"),
+        ({"files": {"../evil.so": {"sha256": "0" * 64, "bytes": 1}}}, "files"),
+        ({"files": {}}, "does not list"),
+        ({"stages": {}}, "stages of mambascope"),
+        ({"config": {"arch": "mambascope", "size": "x", "height": 65}}, "multiple of"),
+    ],
+)
+def test_a_foreign_manifest_is_one_clear_line(built: Path, changes: dict[str, object], message: str) -> None:
+    edit(built, **changes)
+    with pytest.raises(BundleError, match=message) as caught:
+        load_manifest(built)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xfe", b"[" * 100_000, b"null"])
+def test_a_manifest_that_is_no_json_object(built: Path, content: bytes) -> None:
+    (built / "manifest.json").write_bytes(content)
+    with pytest.raises(BundleError):
+        load_manifest(built)
+
+
+def test_no_bundle_and_a_wrong_folder(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match="mscope-export build"):
+        load_manifest(tmp_path / "nowhere")
+    with pytest.raises(BundleError, match="is not a bundle"):
+        load_manifest(tmp_path)
+
+
+def test_latest(built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MSCOPE_HOME", str(tmp_path / "home"))
+    with pytest.raises(BundleError, match="no bundle yet"):
+        latest_bundle()
+    mark_latest(built)
+    assert latest_bundle() == built
+    os.rename(built, tmp_path / "moved")
+    with pytest.raises(BundleError, match="is gone"):
+        latest_bundle()
+
+
+def test_data_folder_follows_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MSCOPE_HOME", raising=False)
+    assert bundle.data_folder().name == "mambascope"

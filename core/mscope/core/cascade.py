@@ -22,7 +22,8 @@ def softmax(logits: Floats) -> npt.NDArray[np.float32]:
 
 def confidence(logits: Floats) -> npt.NDArray[np.float32]:
     """The largest softmax probability of each row: (B,) from (B, classes)."""
-    return softmax(logits).max(axis=-1, initial=0.0)
+    largest: npt.NDArray[np.float32] = softmax(logits).max(axis=-1, initial=0.0)
+    return largest
 
 
 def exits_early(coarse_confidence: Floats, eta: float) -> Bools:

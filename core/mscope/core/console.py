@@ -1,0 +1,95 @@
+"""From an exception to one line on stderr and an exit status: how every command of the project ends."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from mscope.core.errors import MscopeError
+
+if TYPE_CHECKING:
+    import typer
+
+EXIT_FAILURE = 1
+EXIT_USAGE = 2
+EXIT_INTERRUPTED = 130
+
+
+def run_app(app: typer.Typer, arguments: Sequence[str] | None = None) -> int:
+    """Runs a Typer app and returns the exit status of the process; results are the app's business, errors end here.
+
+    A command may return an int, its status; None is 0. Every failure becomes one line on stderr: MscopeError with its
+    `exit_code`, bad usage 2, Ctrl-C 130, a full disk and all else 1. A reader of stdout that went away (`| head`) ends
+    the command quietly. With `--debug` among the arguments the traceback is printed before the line.
+
+    Args:
+        app: the command, or group of commands.
+        arguments: instead of sys.argv[1:].
+    """
+    import typer
+
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    command = typer.main.get_command(app)
+
+    def call() -> object:
+        return command.main(args=given, standalone_mode=False)
+
+    return run_guarded(call, debug="--debug" in given)
+
+
+def run_guarded(call: Callable[[], object], *, debug: bool) -> int:
+    """Calls `call` and returns an exit status as `run_app` describes; prints at most one line, or a traceback too."""
+    try:
+        status = call()
+        if status == EXIT_INTERRUPTED:
+            # Typer turns Ctrl-C into this status and says nothing.
+            print_error("interrupted")
+        sys.stdout.flush()
+    except SystemExit as error:
+        # Typer's own way out when stdout is closed.
+        status = error.code
+        _drop_closed_stdout()
+    except BrokenPipeError:
+        _drop_closed_stdout()
+        return EXIT_FAILURE
+    except (Exception, KeyboardInterrupt) as error:
+        if debug:
+            import traceback
+
+            traceback.print_exc()
+        message, status = _line_and_status(error)
+        print_error(message)
+    return status if isinstance(status, int) else 0
+
+
+def print_error(message: object) -> None:
+    """One line `error: ...` on stderr, whatever line breaks the message has."""
+    with contextlib.suppress(OSError):
+        print(f"error: {' '.join(str(message).split())}", file=sys.stderr, flush=True)
+
+
+def _line_and_status(error: BaseException) -> tuple[str, int]:
+    if isinstance(error, MscopeError):
+        return str(error), error.exit_code
+    if hasattr(error, "format_message"):
+        # A usage error of click, which Typer bundles or depends on according to its version.
+        return f"{error.format_message()} (--help lists the options)", EXIT_USAGE
+    if isinstance(error, KeyboardInterrupt) or type(error).__name__ == "Abort":
+        return "interrupted", EXIT_INTERRUPTED
+    if isinstance(error, OSError):
+        where = f"{error.filename}: " if error.filename else ""
+        hint = "; free some space and run again, nothing half-written is left" if error.errno == errno.ENOSPC else ""
+        return f"{where}{error.strerror or error}{hint}", EXIT_FAILURE
+    if isinstance(error, MemoryError):
+        return f"out of memory: {error or 'use a smaller batch'}", EXIT_FAILURE
+    return f"internal error: {type(error).__name__}: {error} (--debug shows where)", EXIT_FAILURE
+
+
+def _drop_closed_stdout() -> None:
+    # Or the interpreter complains when it flushes stdout at its end.
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

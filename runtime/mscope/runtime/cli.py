@@ -1,0 +1,126 @@
+"""mscope-run: answers for pictures, folders and tensors."""
+
+from __future__ import annotations
+
+import sys
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from mscope.core.console import EXIT_FAILURE, EXIT_USAGE, print_error, run_app
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from mscope.core.errors import InputError
+    from mscope.runtime.result import Result
+
+_EXAMPLE = """Examples:
+
+  mscope-run photo.jpg
+
+  mscope-run photos/ --eta 0.7 --save-vis overlays/
+
+  mscope-run 'photos/**/*.png' batch.npy --json --save-outputs out.npz
+
+Exit status: 0 all done; 1 a failure, or some sources could not be read (the others are done); 2 bad usage, or no
+source could be read; 130 interrupted.
+"""
+
+app = typer.Typer(add_completion=False, rich_markup_mode=None)
+
+
+class KernelName(str, Enum):
+    """Values of --kernel."""
+
+    auto = "auto"
+    native = "native"
+    function = "function"
+
+
+@app.command(epilog=_EXAMPLE)
+def run(
+    sources: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="SOURCE...",
+            help="Pictures, folders (what is directly in them), globs, or .npy files with normalised float32 tensors.",
+        ),
+    ],
+    bundle: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="The bundle; by default the one built last.")
+    ] = None,
+    eta: Annotated[
+        float | None,
+        typer.Option(
+            metavar="ETA", help="Confidence in [0, 1] that accepts the coarse answer; by default the bundle's."
+        ),
+    ] = None,
+    backend: Annotated[str, typer.Option(metavar="NAME", help="auto, or ort-cpu.")] = "auto",
+    kernel: Annotated[
+        KernelName, typer.Option(help="Implementation of the scan: native library, the file's own function, or auto.")
+    ] = KernelName.auto,
+    threads: Annotated[int | None, typer.Option(metavar="N", help="Threads; by default one for each core.")] = None,
+    batch: Annotated[int, typer.Option(min=1, max=4096, metavar="N", help="Pictures run together.")] = 1,
+    topk: Annotated[int, typer.Option(min=1, metavar="N", help="Classes listed for each picture.")] = 5,
+    json: Annotated[bool, typer.Option("--json", help="One JSON object a line on stdout, nothing else.")] = False,
+    save_vis: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Write an overlay picture for each source: what was refined.")
+    ] = None,
+    save_outputs: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.npz", help="Write logits, coarse_logits, importance and selected (-1: exited)."),
+    ] = None,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> int:
+    """Classify pictures with a bundle; easy ones leave after the coarse stage, hard ones are looked at closely."""
+    # Here, so that --help needs none of it.
+    from mscope.core.cascade import check_eta
+    from mscope.runtime.outputs import OutputArrays, OverlayFolder
+    from mscope.runtime.report import print_table, progress
+    from mscope.runtime.scope import Scope
+    from mscope.runtime.session import RunOptions, run_items
+    from mscope.runtime.sources import expand_sources
+
+    if eta is not None:
+        check_eta(eta)
+    failures: list[InputError] = []
+
+    def on_problem(problem: InputError) -> None:
+        failures.append(problem)
+        print_error(problem)
+
+    with Scope.load(bundle, backend=backend, threads=threads, kernel=kernel.value) as scope:
+        shape = (scope.config.channels, scope.config.height, scope.config.width)
+        items = expand_sources(sources, shape)
+        untrained = not scope.manifest.weights.trained
+        arrays = None if save_outputs is None else OutputArrays(save_outputs, untrained=untrained)
+        overlays = None if save_vis is None else OverlayFolder(save_vis)
+        results: list[Result] = []
+        with progress(len(items), quiet=json and sys.stdout.isatty()) as on_done:
+            options = RunOptions(eta=eta, topk=topk, batch=batch)
+            for result in run_items(
+                scope, items, options, arrays=arrays, overlays=overlays, on_problem=on_problem, on_done=on_done
+            ):
+                if json:
+                    print(result.to_json(), flush=True)
+                else:
+                    results.append(result)
+        if arrays is not None:
+            arrays.write()
+        if results:
+            print_table(results, scope.manifest)
+        if not failures:
+            return 0
+        return EXIT_USAGE if len(failures) == len(items) else EXIT_FAILURE
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point of `mscope-run`; ends the process."""
+    sys.exit(run_app(app, arguments))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,128 @@
+"""What a run gives back: arrays for programs (Outcome), one answer a picture for people and JSON (Result)."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float32]
+Ints = npt.NDArray[np.int64]
+StageName = Literal["coarse", "fine", "full"]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The arrays of one batch. They are new and belong to the caller.
+
+    Attributes:
+        logits: (B, classes) float32, the final ones: of the coarse stage where an image exited, else of the fine one.
+        confidence: (B,) float32, the largest softmax probability of `logits`.
+        stages: for each image the stage that answered: "coarse", "fine", or "full" for a plain ViM.
+        coarse_logits: (B, classes) float32; None for a plain ViM, as are the next three.
+        coarse_confidence: (B,) float32, what eta is compared with.
+        importance: (B, Nc) float32, the scores of the regions, in raster order; larger is more important.
+        selected: (B, K) int64, the refined regions in raster order; a row of -1 where the image exited.
+        stage_ms: wall time of each stage for the whole batch, milliseconds, host clock: "coarse", "select" (softmax,
+            exit decision, ranking, compaction) and "fine", or "full".
+    """
+
+    logits: Floats
+    confidence: Floats
+    stages: tuple[StageName, ...]
+    coarse_logits: Floats | None
+    coarse_confidence: Floats | None
+    importance: Floats | None
+    selected: Ints | None
+    stage_ms: dict[str, float]
+
+    def image_ms(self, row: int) -> dict[str, float]:
+        """One image's share of `stage_ms`: each stage's time divided by the images that went through it.
+
+        Summed over the batch this is the time of the batch again. A stage that the image skipped counts 0.
+        """
+        fine = self.stages.count("fine")
+        share = {name: ms / len(self.stages) for name, ms in self.stage_ms.items()}
+        if "fine" in self.stage_ms:
+            share["fine"] = self.stage_ms["fine"] / fine if self.stages[row] == "fine" else 0.0
+        return share
+
+
+@dataclass(frozen=True)
+class Guess:
+    """One class and its probability in [0, 1]."""
+
+    index: int
+    label: str
+    prob: float
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"index": self.index, "label": self.label, "prob": round(self.prob, 6)}
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """The answer for one picture.
+
+    Attributes:
+        source: the file, with the row's number for a tensor of several ("x.npy[3]").
+        stage: which stage answered: "coarse" (left early), "fine", or "full" for a plain ViM.
+        confidence: largest softmax probability of the final logits, in [0, 1].
+        coarse_confidence: that of the coarse logits, which eta was compared with; None for a plain ViM.
+        eta: the threshold in use; None for a plain ViM.
+        topk: the likeliest classes, best first.
+        coarse_answer: the coarse stage's best class; None for a plain ViM.
+        gmacs: analytic cost of this image: coarse, or coarse + fine, 1e9 multiply-accumulates.
+        tokens: tokens that went through the network: coarse, or coarse + fine.
+        selected: refined regions in raster order; None when the image exited, or for a plain ViM.
+        importance: (Nc,) float32 scores of the regions; None for a plain ViM.
+        latency_ms: milliseconds, host clock; in a batch, this image's share (`Outcome.image_ms`). `preprocess` is
+            reading, decoding and resizing.
+        untrained: the weights are random, so that the answer means nothing.
+    """
+
+    source: str
+    stage: StageName
+    confidence: float
+    coarse_confidence: float | None
+    eta: float | None
+    topk: tuple[Guess, ...]
+    coarse_answer: Guess | None
+    gmacs: float
+    tokens: int
+    selected: tuple[int, ...] | None
+    importance: Floats | None
+    latency_ms: dict[str, float]
+    backend: str
+    kernel: str
+    untrained: bool
+
+    @property
+    def answer(self) -> Guess:
+        """The likeliest class."""
+        return self.topk[0]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields of the JSON line, in their order. `untrained` is there only when it is true."""
+        fields: dict[str, Any] = {
+            "source": self.source,
+            "stage": self.stage,
+            "confidence": round(self.confidence, 6),
+            "coarse_confidence": None if self.coarse_confidence is None else round(self.coarse_confidence, 6),
+            "eta": self.eta,
+            "topk": [guess.to_dict() for guess in self.topk],
+            "gmacs": round(self.gmacs, 9),
+            "tokens": self.tokens,
+            "selected": None if self.selected is None else list(self.selected),
+            "latency_ms": {name: round(ms, 3) for name, ms in self.latency_ms.items()},
+            "backend": self.backend,
+            "kernel": self.kernel,
+        }
+        return fields | ({"untrained": True} if self.untrained else {})
+
+    def to_json(self) -> str:
+        """One line of strict JSON."""
+        return json.dumps(self.to_dict(), ensure_ascii=False, allow_nan=False)

@@ -1,0 +1,96 @@
+import errno
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import pytest
+import typer
+
+from mscope.core.console import run_app, run_guarded
+from mscope.core.errors import BackendError, InputError
+
+
+def raising(error: BaseException) -> object:
+    def call() -> None:
+        raise error
+
+    return call
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "line"),
+    [
+        (InputError("bad\n  input"), 2, "error: bad input"),
+        (BackendError("no backend"), 1, "error: no backend"),
+        (KeyboardInterrupt(), 130, "error: interrupted"),
+        (OSError(errno.ENOSPC, "No space left on device", "/x/y"), 1, "error: /x/y: No space left on device; free"),
+        (OSError(errno.EACCES, "Permission denied", "/x"), 1, "error: /x: Permission denied"),
+        (MemoryError(), 1, "error: out of memory"),
+        (ZeroDivisionError("division by zero"), 1, "error: internal error: ZeroDivisionError: division by zero"),
+    ],
+)
+@pytest.mark.parametrize("debug", [False, True])
+def test_one_line_and_a_status(
+    capsys: pytest.CaptureFixture[str], error: BaseException, status: int, line: str, debug: bool
+) -> None:
+    assert run_guarded(raising(error), debug=debug) == status  # type: ignore[arg-type]
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.splitlines()[-1].startswith(line)
+    assert ("Traceback" in err) == debug
+    assert debug or err.count("\n") == 1
+
+
+def make_app() -> typer.Typer:
+    app = typer.Typer()
+
+    @app.command()
+    def work(number: int, debug: Annotated[bool, typer.Option("--debug")] = False) -> int | None:
+        if number == 3:
+            raise typer.Exit(7)
+        if number == 4:
+            raise KeyboardInterrupt
+        return None if number == 0 else number
+
+    return app
+
+
+@pytest.mark.parametrize(("argument", "status"), [("0", 0), ("1", 1), ("5", 5), ("3", 7)])
+def test_a_command_returns_its_status(argument: str, status: int, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_app(make_app(), [argument]) == status
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("arguments", [[], ["many"], ["1", "--colour"]])
+def test_bad_usage_is_one_line(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_app(make_app(), arguments) == 2
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert err.startswith("error: ")
+
+
+def test_ctrl_c_inside_a_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_app(make_app(), ["4"]) == 130
+    assert capsys.readouterr().err == "error: interrupted\n"
+
+
+def test_help_is_no_error(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_app(make_app(), ["--help"]) == 0
+    assert "Usage" in capsys.readouterr().out
+
+
+def test_output_that_nobody_reads_any_more() -> None:
+    # Small enough to stay in the buffer until the command has ended.
+    code = (
+        "import sys; from mscope.core.console import run_guarded; sys.exit(run_guarded(lambda: print(1), debug=False))"
+    )
+    reader, writer = os.pipe()
+    os.close(reader)
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2] / "core"), "PYTHONUNBUFFERED": ""}
+    done = subprocess.run(
+        [sys.executable, "-c", code], stdout=writer, stderr=subprocess.PIPE, env=environment, check=False
+    )
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (1, b"")

@@ -1,0 +1,75 @@
+"""Analytic cost against the paper's tables, and parameters against the networks themselves."""
+
+from __future__ import annotations
+
+import pytest
+
+from mscope.core.config import config_for
+from mscope.core.cost import break_even_exit_rate, parameter_count, stage_cost
+from mscope.core.geometry import token_counts
+
+
+@pytest.mark.parametrize(("size", "printed"), [("ti", 1.5), ("s", 5.1), ("b", 18.9)])
+def test_plain_vim_is_within_three_percent_of_the_paper(size: str, printed: float) -> None:
+    assert stage_cost(config_for(size, "vim")).full == pytest.approx(printed, rel=0.03)
+
+
+def off_interval(value: float, printed: float, half: float = 0.05) -> float:
+    """Relative distance from what a printed figure, rounded to one decimal, can stand for; 0 inside."""
+    low, high = printed - half, printed + half
+    return max(low - value, value - high, 0.0) / printed
+
+
+def test_coarse_s_is_within_six_percent_of_the_paper() -> None:
+    assert off_interval(stage_cost(config_for("s")).coarse, 1.4) <= 0.06
+
+
+@pytest.mark.parametrize(("alpha", "printed"), [(0.5, 3.2), (0.6, 3.5), (0.7, 3.9), (0.8, 4.4), (0.9, 4.7)])
+def test_fine_s_is_within_six_percent_of_table_5(alpha: float, printed: float) -> None:
+    assert off_interval(stage_cost(config_for("s", alpha=alpha)).fine, printed) <= 0.06
+
+
+@pytest.mark.parametrize(
+    ("size", "arch", "millions"),
+    [
+        ("ti", "vim", 7), ("s", "vim", 26), ("b", "vim", 98),
+        ("s", "mambascope", 28), ("ti", "mambascope", 8), ("b", "mambascope", 102),
+    ],
+)  # fmt: skip
+def test_parameters_are_those_of_table_1(size: str, arch: str, millions: int) -> None:
+    # Table 1 rounds to whole millions and does not itemise what MambaScope adds.
+    assert off_interval(parameter_count(config_for(size, arch)) / 1e6, millions, half=0.5) <= 0.02
+
+
+def test_tokens_of_the_paper() -> None:
+    tokens = token_counts(config_for("s"))
+    assert (tokens.coarse, tokens.fine, tokens.full) == (50, 125, 197)
+
+
+@pytest.mark.parametrize("size", ["ti", "digits"])
+@pytest.mark.parametrize("arch", ["mambascope", "vim"])
+@pytest.mark.parametrize("reuse", ["mlp", "linear", "none"])
+def test_parameters_are_those_of_the_network(size: str, arch: str, reuse: str) -> None:
+    from mscope.model.checkpoint import build_model
+
+    config = config_for(size, arch, reuse=reuse, depth=2)
+    assert parameter_count(config) == sum(parameter.numel() for parameter in build_model(config).parameters())
+
+
+def test_cost_follows_alpha_and_resolution() -> None:
+    fines = [stage_cost(config_for("ti", alpha=alpha)).fine for alpha in (0.1, 0.3, 0.5, 0.7, 0.9, 1.0)]
+    assert fines == sorted(fines)
+    assert stage_cost(config_for("ti", alpha=1.0)).fine > stage_cost(config_for("ti")).full
+    assert stage_cost(config_for("ti", height=448)).full == pytest.approx(
+        2 * stage_cost(config_for("ti")).full, rel=0.01
+    )
+
+
+def test_break_even() -> None:
+    assert break_even_exit_rate(coarse=1.0, fine=3.0, full=4.0) == pytest.approx(0.0)
+    assert break_even_exit_rate(coarse=1.0, fine=4.0, full=3.0) == pytest.approx(0.5)
+    # A coarse pass that costs more than plain ViM can never pay.
+    assert break_even_exit_rate(coarse=5.0, fine=3.0, full=4.0) > 1.0
+    cost = stage_cost(config_for("s", alpha=0.9))
+    rate = break_even_exit_rate(cost.coarse, cost.fine, cost.full)
+    assert cost.adaptive(rate) == pytest.approx(cost.full)

@@ -1,0 +1,37 @@
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import fakes
+from mscope.runtime import Scope
+
+
+@pytest.fixture(scope="session")
+def network() -> fakes.FakeNetwork:
+    return fakes.FakeNetwork(fakes.fake_config())
+
+
+@pytest.fixture(scope="session")
+def bundle(tmp_path_factory: pytest.TempPathFactory, network: fakes.FakeNetwork) -> Path:
+    folder = tmp_path_factory.mktemp("bundles") / "fake"
+    fakes.write_fake_bundle(folder, network)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def scope(bundle: Path) -> Iterator[Scope]:
+    with Scope.load(bundle, threads=1, kernel="function") as loaded:
+        yield loaded
+
+
+@pytest.fixture(scope="session")
+def vim_network() -> fakes.FakeNetwork:
+    return fakes.FakeNetwork(fakes.fake_config(arch="vim"))
+
+
+@pytest.fixture(scope="session")
+def vim_bundle(tmp_path_factory: pytest.TempPathFactory, vim_network: fakes.FakeNetwork) -> Path:
+    folder = tmp_path_factory.mktemp("bundles") / "vim"
+    fakes.write_fake_bundle(folder, vim_network)
+    return folder

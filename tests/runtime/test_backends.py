@@ -1,0 +1,200 @@
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+import fakes
+from mscope.core.contract import graph_for
+from mscope.core.errors import BackendError, InputError
+from mscope.core.manifest import StageRecord, Variant
+from mscope.runtime import Scope
+from mscope.runtime.backends import ort, registry
+from mscope.runtime.backends.ort import OrtRunner
+from mscope.runtime.backends.registry import Availability, Entry, available_backends, choose_backend
+
+
+def faulty(network: fakes.FakeNetwork, folder: Path, stage: str, change: object) -> Path:
+    """A bundle whose graph of `stage` was changed by `change(model)`."""
+    fakes.write_fake_bundle(folder, network)
+    model = network.onnx_model(stage)
+    change(model)  # type: ignore[operator]
+    fakes.replace_graph(folder, stage, model)
+    return folder
+
+
+def rename_output(model: onnx.ModelProto) -> None:
+    model.graph.output[1].name = "weight"
+    model.graph.node[4].output[0] = "weight"
+
+
+def fix_batch(model: onnx.ModelProto) -> None:
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1
+
+
+def wrong_channels(model: onnx.ModelProto) -> None:
+    model.graph.input[0].type.tensor_type.shape.dim[1].dim_value = 4
+
+
+def wrong_dtype(model: onnx.ModelProto) -> None:
+    model.graph.output[1].type.tensor_type.elem_type = onnx.TensorProto.INT64
+    model.graph.node[4].CopyFrom(onnx.helper.make_node("Cast", ["means"], ["importance"], to=onnx.TensorProto.INT64))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (rename_output, r"coarse.onnx: outputs are \['logits', 'weight'"),
+        (wrong_dtype, "output 'importance' is int64, expected float32"),
+        (fix_batch, r"input 'image' has shape \(1, 3, 64, 48\), expected \(batch, 3, 64, 48\)"),
+        (wrong_channels, r"input 'image' has shape \(batch, 4, 64, 48\)"),
+    ],
+)
+def test_a_graph_off_the_contract_is_refused(
+    network: fakes.FakeNetwork, tmp_path: Path, change: object, message: str
+) -> None:
+    folder = faulty(network, tmp_path / "b", "coarse", change)
+    with pytest.raises(BackendError, match=message):
+        Scope.load(folder)
+
+
+def test_nan_from_finite_input_is_the_graphs_fault(network: fakes.FakeNetwork, tmp_path: Path) -> None:
+    def poison(model: onnx.ModelProto) -> None:
+        for tensor in model.graph.initializer:
+            if tensor.name == "fine_head":
+                tensor.CopyFrom(onnx.numpy_helper.from_array(np.full((4, 10), np.nan, np.float32), "fine_head"))
+
+    folder = faulty(network, tmp_path / "b", "fine", poison)
+    with Scope.load(folder) as scope:
+        images = fakes.random_images(network.config, 1)
+        assert scope.run(images, 0.0).stages == ("coarse",)
+        with pytest.raises(BackendError, match=r"fine\.onnx: 'logits' came back with NaN"):
+            scope.run(images, 1.0)
+
+
+def test_a_file_that_is_no_model(network: fakes.FakeNetwork, tmp_path: Path) -> None:
+    (tmp_path / "coarse.onnx").write_text("not a model")
+    with pytest.raises(BackendError, match=r"ONNX Runtime .* cannot load"):
+        OrtRunner(graph_for(network.config, "coarse"), tmp_path / "coarse.onnx").activate()
+
+
+@pytest.fixture
+def fine(bundle: Path, network: fakes.FakeNetwork) -> OrtRunner:
+    runner = OrtRunner(graph_for(network.config, "fine"), bundle / "fine.onnx", threads=1)
+    runner.activate()
+    return runner
+
+
+def feeds(network: fakes.FakeNetwork) -> dict[str, np.ndarray]:
+    image = fakes.random_images(network.config, 2)
+    coarse = network.coarse(image)
+    indices = np.arange(12)[None].repeat(2, 0)
+    return {
+        "image": image, "features": coarse["features"], "embeddings": coarse["embeddings"],
+        "selected": indices[:, :6], "remaining": indices[:, 6:],
+    }  # fmt: skip
+
+
+def test_infer_takes_what_the_contract_says(fine: OrtRunner, network: fakes.FakeNetwork) -> None:
+    good = feeds(network)
+    expected = network.fine(good["image"], good["selected"], good["remaining"])
+    np.testing.assert_allclose(fine.infer(good)["logits"], expected, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("extra", np.zeros(1), "the fine graph takes"),
+        ("selected", np.zeros((2, 6), np.int32), "'selected': got dtype int32, expected int64"),
+        ("selected", np.zeros((2, 5), np.int64), r"'selected': got shape \(2, 5\)"),
+        ("selected", np.zeros((1, 6), np.int64), r"'selected': got shape \(1, 6\)"),
+        ("selected", np.full((2, 6), 12), "'selected' holds indices outside 0 ... 11"),
+        ("remaining", np.full((2, 6), -1), "'remaining' holds indices outside"),
+        ("features", np.full((2, 12, 4), np.nan, np.float32), "'features' holds NaN"),
+    ],
+)
+def test_infer_checks_names_shapes_values(
+    fine: OrtRunner, network: fakes.FakeNetwork, name: str, value: np.ndarray, message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        fine.infer(feeds(network) | {name: value})
+
+
+def test_a_runner_lives_between_activate_and_close(bundle: Path, network: fakes.FakeNetwork) -> None:
+    runner = OrtRunner(graph_for(network.config, "fine"), bundle / "fine.onnx")
+    with pytest.raises(BackendError, match=r"before activate\(\)"):
+        runner.infer(feeds(network))
+    with runner:
+        runner.activate()
+        assert runner.infer(feeds(network))["logits"].shape == (2, 10)
+    runner.close()
+    with pytest.raises(BackendError, match=r"after close\(\)"):
+        runner.infer(feeds(network))
+
+
+def test_the_native_kernel_is_taken_or_refused_never_assumed(
+    bundle: Path, network: fakes.FakeNetwork, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    find = pytest.importorskip("mscope.plugins.find")
+    monkeypatch.setattr(find, "library", lambda name: None)
+    monkeypatch.setattr(find, "why_missing", lambda name: f"{name} was not built: build it")
+    with Scope.load(bundle) as scope:
+        assert scope.kernel == "function"
+    with pytest.raises(BackendError, match="native kernels for ONNX Runtime: ort was not built: build it"):
+        Scope.load(bundle, kernel="native")
+    # A library that is there and does not load is an error, not a fallback; unless it was not asked for.
+    broken = tmp_path / "broken.so"
+    broken.write_bytes(b"no library")
+    monkeypatch.setattr(find, "library", lambda name: broken)
+    with pytest.raises(BackendError, match=r"refuses .*broken\.so"):
+        Scope.load(bundle)
+    with Scope.load(bundle, kernel="function") as scope:
+        assert scope.kernel == "function"
+
+
+def test_without_the_plugins_part(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "mscope.plugins.find", None)
+    monkeypatch.setitem(__import__("sys").modules, "mscope.plugins", None)
+    assert ort._native_library(required=False) is None
+    with pytest.raises(BackendError, match="native kernels are not installed"):
+        Scope.load(bundle, kernel="native")
+
+
+def test_the_table_says_what_is_there() -> None:
+    (found,) = available_backends()
+    assert (found.name, found.available, found.package) == ("ort-cpu", True, "onnxruntime")
+    assert found.version == __import__("onnxruntime").__version__
+    assert choose_backend("auto").name == "ort-cpu"
+
+
+def test_an_unknown_backend_names_the_known() -> None:
+    with pytest.raises(InputError, match="unknown backend 'tpu': choose auto or one of ort-cpu"):
+        choose_backend("tpu")
+
+
+def test_an_unavailable_backend_is_an_error_that_helps(monkeypatch: pytest.MonkeyPatch) -> None:
+    lacking = Availability("x", "x", "x", "gpu", None, missing="the package x is not installed: pip install x")
+    entry = Entry("x", "onnx", lambda: lacking, registry.BACKENDS["ort-cpu"].runner)
+    monkeypatch.setattr(registry, "BACKENDS", {"x": entry})
+    for name in ("x", "auto"):
+        with pytest.raises(BackendError, match="pip install x"):
+            choose_backend(name)
+
+
+def test_a_bundle_without_a_file_for_the_backend(network: fakes.FakeNetwork, tmp_path: Path) -> None:
+    manifest = fakes.write_fake_bundle(tmp_path / "b", network)
+    stages = {
+        name: StageRecord(
+            variants=(Variant(file=f"{name}.onnx", backend="tensorrt", precision="fp16"),), gmacs=1, tokens=1
+        )
+        for name in manifest.stages
+    }
+    fakes.write_fake_bundle(tmp_path / "b", network, stages=stages)
+    with pytest.raises(BackendError, match="the bundle has tensorrt fp16"):
+        Scope.load(tmp_path / "b")
+
+
+@pytest.mark.parametrize(("argument", "value"), [("threads", 0), ("threads", 100000), ("kernel", "fast")])
+def test_load_refuses(bundle: Path, argument: str, value: object) -> None:
+    with pytest.raises(InputError, match=argument):
+        Scope.load(bundle, **{argument: value})  # type: ignore[arg-type]

@@ -16,6 +16,7 @@ Arch = Literal["mambascope", "vim"]
 Metric = Literal["max", "topk", "softplus", "clip", "raw", "l1"]
 Order = Literal["class-first", "class-middle", "class-after-important", "unimportant-first"]
 Reuse = Literal["mlp", "linear", "none"]
+FineOrder = Literal["region", "raster"]
 
 
 class ModelConfig(BaseModel):
@@ -49,6 +50,9 @@ class ModelConfig(BaseModel):
     reuse: Reuse = Field("mlp", description="what carries coarse features to the fine tokens, eqs. 17 to 19")
     reuse_class_token: bool = Field(False, description="add the coarse class token's reused feature to the fine one")
     order: Order = Field("class-first", description="token order of the fine stage, Fig. 5")
+    fine_order: FineOrder = Field(
+        "region", description="fine tokens by region, its four patches together, or in raster order as in plain ViM"
+    )
 
     @model_validator(mode="after")
     def _fits(self) -> ModelConfig:
@@ -100,6 +104,7 @@ SIZES: dict[str, dict[str, Any]] = {
     # Small enough to be trained on a CPU, shipped with weights: cluttered digits on a 64 x 64 canvas.
     "digits": {
         "d_model": 64, "depth": 6, "d_state": 8, "patch": 8, "channels": 1, "height": 64, "width": 64, "classes": 10,
+        "alpha": 0.75, "fine_order": "raster",
     },
 }  # fmt: skip
 

@@ -1,0 +1,197 @@
+"""Builds a bundle: weights in, graphs, parity and manifest out, whole or not at all."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from mscope.core.bundle import data_folder, load_manifest, mark_latest, record_of, write_manifest, writing_folder
+from mscope.core.cascade import check_eta
+from mscope.core.config import SIZES, ModelConfig
+from mscope.core.contract import Stage, graphs
+from mscope.core.cost import Cost, break_even_exit_rate, parameter_count, stage_cost
+from mscope.core.geometry import token_counts
+from mscope.core.manifest import Baseline, Manifest, Parity, StageRecord, Variant, Weights
+from mscope.export.defaults import labels_for, preprocessing_for
+from mscope.export.options import BuildOptions
+from mscope.export.to_onnx import onnx_from_model
+from mscope.export.verify import check_parity
+from mscope.export.weights import load_weights
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class BuildReport:
+    """What was built. `seconds` by step; `warnings` are lines for people."""
+
+    folder: Path
+    manifest: Manifest
+    seconds: dict[str, float]
+
+    @property
+    def break_even(self) -> float | None:
+        """The early-exit rate, by GMACs, above which the cascade is cheaper than plain ViM; None for plain ViM."""
+        return break_even_of(self.manifest)
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        return warnings_about(self.manifest)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, for `--json`."""
+        manifest = self.manifest
+        stages = {
+            stage: {
+                "gmacs": record.gmacs,
+                "tokens": record.tokens,
+                "files": {variant.file: manifest.files[variant.file].bytes for variant in record.variants},
+            }
+            for stage, record in manifest.stages.items()
+        }
+        return {
+            "bundle": str(self.folder),
+            "name": manifest.name,
+            "params": manifest.params,
+            "weights": manifest.weights.model_dump(mode="json") | {"trained": manifest.weights.trained},
+            "stages": stages,
+            "parity": None if manifest.parity is None else manifest.parity.model_dump(mode="json"),
+            "break_even_exit_rate_gmacs": self.break_even,
+            "warnings": list(self.warnings),
+            "seconds": {step: round(seconds, 2) for step, seconds in self.seconds.items()},
+        }
+
+
+def build_bundle(options: BuildOptions, progress: Progress | None = None) -> BuildReport:
+    """Exports every stage, checks the written files against PyTorch, and puts the bundle in its place.
+
+    Args:
+        options: what to build.
+        progress: called with a few words at the start of each step.
+
+    Raises:
+        InputError: an option, a weights file or a folder that does not do. ParityError: the graphs are not the model.
+        OSError: the disk is full, for example. In every case, and on Ctrl-C, nothing is left behind.
+    """
+    options.check_supported()
+    if options.eta is not None:
+        check_eta(options.eta)
+    labels = labels_for(options.config, options.labels)
+    preprocessing = preprocessing_for(options.config)
+    seconds: dict[str, float] = {}
+
+    @contextmanager
+    def step(name: str, text: str) -> Iterator[None]:
+        if progress is not None:
+            progress(text)
+        start = time.perf_counter()
+        yield
+        seconds[name] = time.perf_counter() - start
+
+    target = options.out or data_folder() / "bundles" / bundle_name(options.config)
+    with writing_folder(target) as work:
+        with step("weights", "loading weights"):
+            loaded = load_weights(options.config, options.weights, options.seed)
+        files: dict[Stage, Path] = {}
+        for graph in graphs(options.config):
+            with step(f"export_{graph.stage}", f"exporting {graph.stage}.onnx"):
+                files[graph.stage] = work / f"{graph.stage}.onnx"
+                files[graph.stage].write_bytes(onnx_from_model(loaded.model, graph.stage).SerializeToString())
+        parity = None
+        if options.parity:
+            with step("parity", "comparing with PyTorch"):
+                eta = Manifest.model_fields["default_eta"].default if options.eta is None else options.eta
+                parity = check_parity(loaded.model, files, etas=(eta,))
+        draft: dict[str, Any] = {
+            "name": bundle_name(options.config),
+            "labels": labels,
+            "preprocessing": preprocessing,
+        }
+        if options.eta is not None:
+            draft["default_eta"] = options.eta
+        write_manifest(work, make_manifest(options.config, loaded.weights, files, parity, draft))
+        manifest = load_manifest(work)
+    if options.out is None:
+        mark_latest(target)
+    return BuildReport(target.absolute(), manifest, seconds)
+
+
+def make_manifest(
+    config: ModelConfig, weights: Weights, files: dict[Stage, Path], parity: Parity | None, fields: dict[str, Any]
+) -> Manifest:
+    """The manifest of fp32 ONNX files, with what follows from the configuration filled in."""
+    cost, tokens = stage_cost(config), token_counts(config)
+    stages = {
+        stage: StageRecord(
+            variants=(Variant(file=path.name),), gmacs=getattr(cost, stage), tokens=getattr(tokens, stage)
+        )
+        for stage, path in files.items()
+    }
+    return Manifest(
+        created=datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        config=config,
+        params=parameter_count(config),
+        weights=weights,
+        stages=stages,
+        baseline=Baseline(gmacs=cost.full, tokens=tokens.full),
+        parity=parity,
+        tools=tool_versions(),
+        files={path.name: record_of(path) for path in files.values()},
+        **fields,
+    )
+
+
+def bundle_name(config: ModelConfig) -> str:
+    """`ti`, `s-vim`, `ti-alpha0.7-256x192`: the size, and what differs from its defaults."""
+    parts = [config.size]
+    if config.arch == "vim":
+        parts.append("vim")
+    elif config.alpha != ModelConfig.model_fields["alpha"].default:
+        parts.append(f"alpha{config.alpha:g}")
+    usual = {name: field.default for name, field in ModelConfig.model_fields.items()} | SIZES.get(config.size, {})
+    if (config.height, config.width) != (usual["height"], usual["width"]):
+        parts.append(f"{config.height}x{config.width}")
+    return "-".join(parts)
+
+
+def tool_versions() -> dict[str, str]:
+    """Versions of the packages that decide what the files hold."""
+    versions = {}
+    for package in ("mambascope-deploy", "torch", "onnx", "onnxscript", "onnxruntime", "numpy"):
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return versions
+
+
+def break_even_of(manifest: Manifest) -> float | None:
+    """r* by the GMACs that the manifest records; None for plain ViM."""
+    if manifest.config.arch == "vim":
+        return None
+    cost = Cost(manifest.stages["coarse"].gmacs, manifest.stages["fine"].gmacs, manifest.baseline.gmacs)
+    return break_even_exit_rate(cost.coarse, cost.fine, cost.full)
+
+
+def warnings_about(manifest: Manifest) -> tuple[str, ...]:
+    """What a user should know before trusting the bundle's answers or its savings."""
+    lines = []
+    if not manifest.weights.trained:
+        lines.append(f"weights are {manifest.weights.describe()}; use the bundle for latency work only")
+    elif manifest.weights.derived:
+        names = ", ".join(manifest.weights.derived)
+        lines.append(f"the weights file lacked parameters that were derived, not trained: {names}")
+    rate = break_even_of(manifest)
+    if rate is not None and rate > 1.0:
+        lines.append("adaptivity does not pay: even if every image exits early it costs more than plain ViM")
+    elif rate is not None and rate > 0.0:
+        lines.append(f"adaptivity pays only if more than {rate:.0%} of the images exit early (by GMACs)")
+    if manifest.parity is None:
+        lines.append("parity was not checked: run 'mscope-export verify' before relying on the graphs")
+    return tuple(lines)

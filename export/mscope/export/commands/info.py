@@ -1,0 +1,62 @@
+"""`mscope-export info`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from mscope.export.commands.shared import AlphaOption, DebugOption, JsonOption, ResolutionOption
+
+
+def info(
+    bundle: Annotated[Path | None, typer.Argument(help="Bundle.  [default: the latest]", show_default=False)] = None,
+    size: Annotated[
+        str | None, typer.Option(help="ti, s, b or digits: a configuration instead of a bundle.", show_default=False)
+    ] = None,
+    arch: Annotated[str | None, typer.Option(help="mambascope or vim, with --size.", show_default=False)] = None,
+    alpha: AlphaOption = None,
+    resolution: ResolutionOption = None,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Prints parameters, tokens and GMACs of each stage, of a bundle or of a configuration."""
+    from mscope.core.bundle import latest_bundle
+    from mscope.core.errors import InputError
+    from mscope.export.info import info_from_bundle, info_from_config
+    from mscope.export.options import config_from_options
+
+    configured = any(value is not None for value in (size, arch, alpha, resolution))
+    if bundle is not None and configured:
+        raise InputError("give a bundle, or --size, --arch, --alpha and --resolution, not both")
+    if configured:
+        content = info_from_config(config_from_options(size or "ti", arch or "mambascope", alpha, resolution))
+    else:
+        content = info_from_bundle(bundle or latest_bundle())
+    if as_json:
+        typer.echo(json.dumps(content))
+    else:
+        _print(content)
+
+
+def _print(content: dict[str, Any]) -> None:
+    height, width = content["resolution"]
+    alpha = "" if content["alpha"] is None else f", alpha {content['alpha']:g}"
+    params = content["params"] / 1e6
+    typer.echo(f"{content['arch']} {content['size']}{alpha}, {height} x {width}, {params:.2f} M parameters")
+    for stage in ("coarse", "fine", "full"):
+        if content["tokens"][stage] is not None:
+            name = "plain ViM" if stage == "full" else stage
+            typer.echo(f"  {name:<10} {content['tokens'][stage]:>5} tokens {content['gmacs'][stage]:>9.3f} GMACs")
+    rate = content["break_even_exit_rate_gmacs"]
+    if rate is not None:
+        typer.echo(f"  break-even exit rate {rate:.2f} by GMACs")
+    if content["weights"] is not None:
+        weights = content["weights"]
+        origin = f"random, seed {weights['seed']}: untrained" if weights["origin"] == "random" else weights["name"]
+        typer.echo(f"  weights    {origin}")
+    for variant in content["variants"]:
+        kind = f"{variant['backend']} {variant['precision']}"
+        typer.echo(f"  {variant['file']:<12} {variant['stage']}, {kind}, {variant['bytes'] / 1e6:.1f} MB")

@@ -1,0 +1,124 @@
+"""One stage of a network as an ONNX model: traced by torch.export, cleaned by the passes, its ops as functions."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import warnings
+from collections.abc import Iterator
+from importlib.metadata import version
+
+import onnx
+import torch
+from onnx import TensorProto
+
+from mscope.core.contract import BATCH, OP_DOMAIN, OP_VERSION, OPSET, Graph, Stage, graph_for
+from mscope.core.errors import MscopeError
+from mscope.export import passes
+from mscope.export.functions import attach_functions
+from mscope.export.graphs import example_inputs, stage_module
+from mscope.export.translations import translation_table
+from mscope.model.backbone import Backbone
+
+# The version of the ONNX file format: the first with default values for a function's attributes. ONNX Runtime 1.17 and
+# TensorRT 10 read it.
+IR_VERSION = 9
+
+_ELEMENT_TYPES = {"float32": TensorProto.FLOAT, "int64": TensorProto.INT64}
+
+
+def onnx_from_model(model: Backbone, stage: Stage) -> onnx.ModelProto:
+    """The fp32 graph of a stage, with a dynamic batch, named as mscope.core.contract says.
+
+    Args:
+        model: the network; its float32 parameters become the initializers.
+        stage: `coarse` or `fine` of a MambaScope, `full` of either architecture.
+
+    Raises:
+        MscopeError: the result is not what the contract says, which is a defect of the exporter.
+    """
+    graph = graph_for(model.config, stage)
+    exported = passes.clean(_trace(model, graph))
+    _describe(exported, graph)
+    attach_functions(exported)
+    exported = _with_shapes(exported)
+    check_interface(exported, graph)
+    onnx.checker.check_model(exported)
+    return exported
+
+
+def _trace(model: Backbone, graph: Graph) -> onnx.ModelProto:
+    module, inputs = stage_module(model, graph.stage), example_inputs(graph)
+    batch = torch.export.Dim(BATCH)
+    with torch.no_grad(), _quiet():
+        program = torch.export.export(module, inputs, dynamic_shapes=tuple({0: batch} for _ in inputs), strict=False)
+        converted = torch.onnx.export(
+            program,
+            dynamo=True,
+            optimize=False,  # its optimiser merges equal weights under one name; the passes keep names
+            opset_version=OPSET,
+            custom_translation_table=translation_table(),
+            input_names=graph.input_names,
+            output_names=graph.output_names,
+            verbose=False,
+        )
+    assert converted is not None
+    proto: onnx.ModelProto = converted.model_proto
+    return proto
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps the exporter's own remarks (deprecations, torchvision not installed) off the user's terminal."""
+    logger = logging.getLogger("torch.onnx._internal.exporter._registration")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            warnings.simplefilter("ignore", DeprecationWarning)
+            warnings.simplefilter("ignore", UserWarning)
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _describe(model: onnx.ModelProto, graph: Graph) -> None:
+    model.ir_version = IR_VERSION
+    model.producer_name, model.producer_version = "mambascope-deploy", _own_version()
+    model.graph.name = f"{OP_DOMAIN}_{graph.stage}"
+    del model.opset_import[:]
+    model.opset_import.extend([onnx.helper.make_opsetid("", OPSET), onnx.helper.make_opsetid(OP_DOMAIN, OP_VERSION)])
+
+
+def _own_version() -> str:
+    try:
+        return version("mambascope-deploy")
+    except ModuleNotFoundError:
+        return "0"
+
+
+def _with_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Adds the shapes of all intermediate values; TensorRT wants those of the custom ops."""
+    shaped: onnx.ModelProto = onnx.shape_inference.infer_shapes(model, strict_mode=True)
+    return shaped
+
+
+def check_interface(model: onnx.ModelProto, graph: Graph) -> None:
+    """Compares inputs and outputs with the contract: names, then dtypes, then axes. Raises MscopeError."""
+    for kind, expected, actual in (
+        ("inputs", graph.inputs, model.graph.input),
+        ("outputs", graph.outputs, model.graph.output),
+    ):
+        names = [value.name for value in actual]
+        if names != [tensor.name for tensor in expected]:
+            raise MscopeError(f"{graph.stage}: {kind} are {names}, the contract says {[t.name for t in expected]}")
+        for tensor, value in zip(expected, actual, strict=True):
+            element = value.type.tensor_type.elem_type
+            if element != _ELEMENT_TYPES[tensor.dtype]:
+                got = onnx.helper.tensor_dtype_to_np_dtype(element).name
+                raise MscopeError(f"{graph.stage}: {tensor.name} is {got}, the contract says {tensor.dtype}")
+            dims = value.type.tensor_type.shape.dim
+            axes = tuple(dim.dim_value if dim.HasField("dim_value") else dim.dim_param for dim in dims)
+            if axes != tensor.axes:
+                raise MscopeError(f"{graph.stage}: {tensor.name} has axes {axes}, the contract says {tensor.axes}")

@@ -1,0 +1,53 @@
+"""Small networks that export in a second or two, and what is exported from them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+
+from mscope.core.config import ModelConfig, make_config
+from mscope.core.contract import Stage
+from mscope.export.to_onnx import onnx_from_model
+from mscope.model.backbone import Backbone
+from mscope.model.checkpoint import model_from_seed
+
+# Odd where it may be, and no two sizes alike, so that a mixed-up axis shows.
+_SMALL = {
+    "size": "small", "d_model": 24, "depth": 3, "d_state": 5, "d_conv": 4, "patch": 4, "channels": 3,
+    "height": 24, "width": 40, "classes": 7,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def small() -> Callable[..., ModelConfig]:
+    """A small configuration, 3 x 5 regions; keyword arguments change it."""
+
+    def make(**changes: Any) -> ModelConfig:
+        return make_config(_SMALL | changes)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def network(small: Callable[..., ModelConfig]) -> Backbone:
+    """The small MambaScope, default choices, seed 1."""
+    return model_from_seed(small(), 1).model
+
+
+@pytest.fixture(scope="session")
+def exported(network: Backbone) -> dict[Stage, onnx.ModelProto]:
+    """Its two graphs; not to be modified."""
+    return {stage: onnx_from_model(network, stage) for stage in ("coarse", "fine")}
+
+
+@pytest.fixture
+def files(exported: dict[Stage, onnx.ModelProto], tmp_path: Path) -> dict[Stage, Path]:
+    """The two graphs as files."""
+    paths: dict[Stage, Path] = {stage: tmp_path / f"{stage}.onnx" for stage in exported}
+    for stage, path in paths.items():
+        path.write_bytes(exported[stage].SerializeToString())
+    return paths

@@ -1,0 +1,136 @@
+"""The command as a user types it: output, exit status, one line for an error, nothing heavy for --help."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mscope.core.console import run_app
+from mscope.export.cli import app
+
+
+@pytest.fixture(autouse=True)
+def own_data_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MSCOPE_HOME", str(tmp_path / "home"))
+
+
+def info_json(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:
+    assert run_app(app, ["info", *arguments, "--json"]) == 0
+    captured = capsys.readouterr()
+    assert captured.err == ""
+    assert captured.out.count("\n") == 1
+    content: dict[str, Any] = json.loads(captured.out)
+    return content
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    assert run_app(app, list(arguments)) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("error: ")
+    assert captured.err.count("\n") == 1
+    return captured.err
+
+
+def test_info_of_a_configuration(capsys: pytest.CaptureFixture[str]) -> None:
+    content = info_json(capsys, "--size", "s")
+    assert (content["arch"], content["size"]) == ("mambascope", "s")
+    assert content["alpha"] == 0.5
+    assert content["tokens"] == {"coarse": 50, "fine": 125, "full": 197}
+    assert content["gmacs"]["coarse"] == pytest.approx(1.32, abs=0.01)
+    assert content["gmacs"]["full"] == pytest.approx(5.1, rel=0.03)
+    assert content["params"] == 26_998_120
+    assert content["weights"] is None
+    assert content["variants"] == []
+    assert content["break_even_exit_rate_gmacs"] < 0
+
+
+def test_info_of_plain_vim_has_one_stage(capsys: pytest.CaptureFixture[str]) -> None:
+    content = info_json(capsys, "--size", "b", "--arch", "vim")
+    assert content["tokens"] == {"coarse": None, "fine": None, "full": 197}
+    assert content["gmacs"]["full"] == pytest.approx(18.9, rel=0.03)
+    assert content["break_even_exit_rate_gmacs"] is None
+
+
+def test_info_at_another_alpha_and_resolution(capsys: pytest.CaptureFixture[str]) -> None:
+    content = info_json(capsys, "--alpha", "1", "--resolution", "256x192")
+    assert content["tokens"] == {"coarse": 49, "fine": 193, "full": 193}
+    assert content["resolution"] == [256, 192]
+    assert 0 < content["break_even_exit_rate_gmacs"] < 1
+
+
+def test_info_for_people(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_app(app, ["info", "--size", "ti"]) == 0
+    out = capsys.readouterr().out
+    assert "mambascope ti, alpha 0.5, 224 x 224, 7.45 M parameters" in out
+    assert "break-even" in out
+
+
+def test_build_then_info_then_verify(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    out = tmp_path / "digits"
+    assert run_app(app, ["build", "--size", "digits", "--seed", "3", "--out", str(out), "--json"]) == 0
+    captured = capsys.readouterr()
+    built = json.loads(captured.out)
+    assert captured.err == ""  # not a terminal: no progress
+    assert built["weights"]["origin"] == "random"
+    assert any("untrained" in line for line in built["warnings"])
+    content = info_json(capsys, str(out))
+    assert content["weights"]["trained"] is False
+    assert [variant["file"] for variant in content["variants"]] == ["coarse.onnx", "fine.onnx"]
+    assert content["parity"] == built["parity"]
+    assert run_app(app, ["verify", str(out)]) == 0
+    assert "untrained" in capsys.readouterr().out
+    # The folder was named, so it is not the latest.
+    assert "no bundle yet" in refused(capsys, "info")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["build", "--size", "xl"], "unknown size 'xl'"),
+        (["build", "--arch", "vit"], "unknown architecture"),
+        (["build", "--alpha", "0"], "alpha"),
+        (["build", "--alpha", "1.5"], "alpha"),
+        (["build", "--alpha", "nan"], "alpha"),
+        (["build", "--eta", "1.5"], "eta"),
+        (["build", "--resolution", "10"], "multiple of 32"),
+        (["build", "--fp16"], "--fp16: this version builds fp32 ONNX only"),
+        (["build", "--target", "trt"], "--target trt: this version builds fp32 ONNX only"),
+        (["build", "--weights", "nowhere.pth"], "no weights file at nowhere.pth"),
+        (["build", "--labels", "nowhere.txt"], "nowhere.txt"),
+        (["build", "--classes", "0"], "classes"),
+        (["verify"], "no bundle yet"),
+        (["info", "nowhere"], "no bundle at nowhere"),
+        (["info", ".", "--size", "ti"], "not both"),
+        (["build", "--no-such-option"], "--no-such-option"),
+    ],
+)
+def test_bad_usage_is_one_line(capsys: pytest.CaptureFixture[str], arguments: list[str], message: str) -> None:
+    assert message in refused(capsys, *arguments)
+
+
+def test_help_is_quick_and_imports_nothing_heavy() -> None:
+    code = (
+        "import sys; from mscope.core.console import run_app; from mscope.export.cli import app;"
+        "status = run_app(app, ['build', '--help']);"
+        "heavy = {'torch', 'onnx', 'onnxruntime', 'onnxscript', 'numpy'} & set(sys.modules);"
+        "print(sorted(heavy), file=sys.stderr); sys.exit(status)"
+    )
+    before = os.times()
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=_paths(), timeout=60)
+    after = os.times()
+    # Processor time, which other work on the machine does not lengthen much.
+    assert after.children_user + after.children_system - before.children_user - before.children_system < 0.5
+    assert result.returncode == 0
+    assert result.stderr == "[]\n"
+    assert "Examples:" in result.stdout
+
+
+def _paths() -> dict[str, str]:
+    return os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}

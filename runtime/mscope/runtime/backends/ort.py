@@ -58,13 +58,19 @@ class OrtRunner(Runner):
                     f"ONNX Runtime {ort.__version__} refuses {library} ({_first_line(error)}): "
                     "build it again with 'python -m mscope.plugins.build', or use --kernel function"
                 ) from None
+        before = _native_kernels(library)
         try:
             self._session = ort.InferenceSession(str(self.path), options, providers=["CPUExecutionProvider"])
         except Exception as error:
             raise BackendError(
                 f"ONNX Runtime {ort.__version__} cannot load {self.path} ({_first_line(error)}): build the bundle again"
             ) from None
-        self._kernel = "function" if library is None else "native"
+        # A registered library proves nothing; kernels that ONNX Runtime made for this session's nodes do.
+        taken = _native_kernels(library) > before
+        if self._wanted == "native" and not taken:
+            self._session = None
+            raise BackendError(f"{self.path.name}: ONNX Runtime took none of the native kernels: use --kernel function")
+        self._kernel = "native" if taken else "function"
 
     def _declared(self) -> tuple[Sequence[Declared], Sequence[Declared]]:
         def declared(nodes: Any) -> list[Declared]:
@@ -96,6 +102,15 @@ def _native_library(*, required: bool) -> Path | None:
     if library is None and required:
         raise BackendError(f"native kernels for ONNX Runtime: {find.why_missing('ort')}")
     return library
+
+
+def _native_kernels(library: Path | None) -> int:
+    """Native kernels that this process has created so far; 0 without the library."""
+    if library is None:
+        return 0
+    from mscope.plugins import ort
+
+    return ort.kernels_created()
 
 
 def _first_line(error: Exception) -> str:

@@ -1,0 +1,237 @@
+"""The structs of csrc/cuda/params.h, filled in from checked arrays. Knows no framework and no device.
+
+Shapes are those of docs/ops.md. Arrays may be views: only the last axis of x, z, dbc and the like must be contiguous.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from mscope.core.errors import InputError
+
+# In the order of MscopeDtype.
+DTYPES = ("float32", "float16", "bfloat16")
+ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+
+
+@dataclass(frozen=True)
+class Array:
+    """A strided block of memory: address of its first element, strides in elements, device as "cuda:0" or "cpu"."""
+
+    pointer: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    dtype: str
+    device: str
+    # Keeps the memory alive while the view is.
+    owner: object = None
+
+    def last(self, start: int, stop: int) -> Array:
+        """Elements [start, stop) of the last axis, whose stride must be 1."""
+        offset = start * ITEM_BYTES[self.dtype]
+        shape = (*self.shape[:-1], stop - start)
+        return Array(self.pointer + offset, shape, self.strides, self.dtype, self.device, self.owner)
+
+
+class Rows(ctypes.Structure):
+    """MscopeRows."""
+
+    _fields_ = (("data", ctypes.c_void_p), ("row", ctypes.c_int64), ("batch", ctypes.c_int64))
+
+
+class ScanDirection(ctypes.Structure):
+    """MscopeScanDirection."""
+
+    _fields_ = (
+        *((name, Rows) for name in ("x", "delta", "B", "C")),
+        *((name, ctypes.c_void_p) for name in ("dt_weight", "dt_bias", "A", "D")),
+        ("reverse", ctypes.c_int64),
+    )
+
+
+class ScanParams(ctypes.Structure):
+    """MscopeScanParams."""
+
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in ("batch", "length", "channels", "states", "rank")),
+        *((name, ctypes.c_int64) for name in ("directions", "delta_softplus")),
+        ("direction", ScanDirection * 2),
+        ("z", Rows),
+        ("y", Rows),
+        ("workspace", ctypes.c_void_p),
+        ("workspace_bytes", ctypes.c_int64),
+    )
+
+
+class ConvParams(ctypes.Structure):
+    """MscopeConvParams."""
+
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in ("batch", "length", "channels", "width")),
+        ("x", Rows),
+        *((name, ctypes.c_void_p) for name in ("weight", "bias", "weight_b", "bias_b")),
+        ("y", Rows),
+        ("y_b", Rows),
+    )
+
+
+@dataclass(frozen=True)
+class Call:
+    """Checked parameters of one launch, and where it runs."""
+
+    params: ScanParams | ConvParams
+    dtype: int
+    device: str
+
+
+def selective_scan(
+    y: Array, x: Array, delta: Array, A: Array, B: Array, C: Array, D: Array, z: Array | None, delta_bias: Array | None,
+    *, reverse: bool, delta_softplus: bool,
+) -> Call:  # fmt: skip
+    """Op `SelectiveScan`. Raises InputError for arrays that do not fit each other."""
+    check = _Checker("x", x)
+    batch, length, channels = check.sizes3()
+    states = check.second_size("A", A, channels)
+    tokens = (batch, length)
+    params = ScanParams(batch, length, channels, states, 0, 1, int(delta_softplus))
+    params.direction[0] = ScanDirection(
+        check.rows("x", x, (*tokens, channels)),
+        check.rows("delta", delta, (*tokens, channels)),
+        check.rows("B", B, (*tokens, states)),
+        check.rows("C", C, (*tokens, states)),
+        None,
+        check.optional("delta_bias", delta_bias, (channels,), "float32"),
+        check.dense("A", A, (channels, states), "float32"),
+        check.dense("D", D, (channels,), "float32"),
+        int(reverse),
+    )
+    if z is not None:
+        params.z = check.rows("z", z, (*tokens, channels))
+    params.y = check.rows("y", y, (*tokens, channels))
+    return Call(params, check.dtype, x.device)
+
+
+def bidirectional_selective_scan(
+    y: Array, xz: Array, x_forward: Array, x_backward: Array, dbc_forward: Array, dbc_backward: Array,
+    dt_weight: Array, dt_bias: Array, A: Array, D: Array,
+    dt_weight_b: Array, dt_bias_b: Array, A_b: Array, D_b: Array,
+) -> Call:  # fmt: skip
+    """Op `BidirectionalSelectiveScan`. Raises InputError for arrays that do not fit each other."""
+    check = _Checker("x_forward", x_forward)
+    batch, length, channels = check.sizes3()
+    rank = check.second_size("dt_weight", dt_weight, channels)
+    states = check.second_size("A", A, channels)
+    tokens = (batch, length)
+    params = ScanParams(batch, length, channels, states, rank, 2, 1)
+    directions = (
+        ("forward", "", x_forward, dbc_forward, dt_weight, dt_bias, A, D),
+        ("backward", "_b", x_backward, dbc_backward, dt_weight_b, dt_bias_b, A_b, D_b),
+    )
+    for i, (name, suffix, x, dbc, weight, bias, decay, skip) in enumerate(directions):
+        check.rows(f"dbc_{name}", dbc, (*tokens, rank + 2 * states))
+        params.direction[i] = ScanDirection(
+            check.rows(f"x_{name}", x, (*tokens, channels)),
+            check.rows(f"dbc_{name}", dbc.last(0, rank), (*tokens, rank)),
+            check.rows(f"dbc_{name}", dbc.last(rank, rank + states), (*tokens, states)),
+            check.rows(f"dbc_{name}", dbc.last(rank + states, rank + 2 * states), (*tokens, states)),
+            check.dense(f"dt_weight{suffix}", weight, (channels, rank)),
+            check.dense(f"dt_bias{suffix}", bias, (channels,), "float32"),
+            check.dense(f"A{suffix}", decay, (channels, states), "float32"),
+            check.dense(f"D{suffix}", skip, (channels,), "float32"),
+            i,
+        )
+    check.rows("xz", xz, (*tokens, 2 * channels))
+    params.z = check.rows("xz", xz.last(channels, 2 * channels), (*tokens, channels))
+    params.y = check.rows("y", y, (*tokens, channels))
+    return Call(params, check.dtype, xz.device)
+
+
+def causal_conv1d_silu(
+    xz: Array, weight: Array | None, bias: Array | None, weight_b: Array | None, bias_b: Array | None,
+    y: Array | None, y_b: Array | None,
+) -> Call:  # fmt: skip
+    """Op `CausalConv1dSiLU`; here either direction may be left out. Raises InputError for what does not fit."""
+    first = weight if weight is not None else weight_b
+    if first is None:
+        raise InputError("the convolution got neither weight nor weight_b: give at least one direction")
+    check = _Checker("xz", xz)
+    batch, length, wide = check.sizes3()
+    if len(first.shape) != 2:
+        raise InputError(f"weight has shape {first.shape}: expected (C, W)")
+    channels, width = first.shape
+    if width not in (2, 3, 4):
+        raise InputError(f"weight has shape {first.shape}: a width of 2, 3 or 4 is expected, got {width}")
+    if wide < channels:
+        raise InputError(
+            f"xz has shape {xz.shape}: its last axis must hold the {channels} channels of weight {first.shape}"
+        )
+    tokens = (batch, length)
+    params = ConvParams(batch, length, channels, width, check.rows("xz", xz.last(0, channels), (*tokens, channels)))
+    for suffix, taps, offset, out in (("", weight, bias, y), ("_b", weight_b, bias_b, y_b)):
+        if (taps is None) != (offset is None) or (taps is None) != (out is None):
+            raise InputError(
+                f"weight{suffix}, bias{suffix} and its output come together: some are given and some are not"
+            )
+        if taps is None or offset is None or out is None:
+            continue
+        setattr(params, f"weight{suffix}", check.dense(f"weight{suffix}", taps, (channels, width)))
+        setattr(params, f"bias{suffix}", check.dense(f"bias{suffix}", offset, (channels,)))
+        setattr(params, f"y{suffix}", check.rows(f"y{suffix}", out, (*tokens, channels)))
+    return Call(params, check.dtype, xz.device)
+
+
+class _Checker:
+    """Holds every array to the dtype and device of the first one, and says both sides where one differs."""
+
+    def __init__(self, name: str, first: Array) -> None:
+        if first.dtype not in DTYPES:
+            raise InputError(f"{name} is {first.dtype}: expected one of {', '.join(DTYPES)}")
+        self.name, self.first = name, first
+        self.dtype = DTYPES.index(first.dtype)
+
+    def sizes3(self) -> tuple[int, int, int]:
+        if len(self.first.shape) != 3:
+            raise InputError(f"{self.name} has shape {self.first.shape}: expected three axes (B, L, C)")
+        batch, length, channels = self.first.shape
+        if length < 1 or channels < 1:
+            raise InputError(f"{self.name} has shape {self.first.shape}: at least one token and one channel are needed")
+        return batch, length, channels
+
+    def second_size(self, name: str, array: Array, channels: int) -> int:
+        if len(array.shape) != 2 or array.shape[0] != channels or array.shape[1] < 1:
+            raise InputError(
+                f"{name} has shape {array.shape}: expected two axes, the first of size {channels} as in "
+                f"{self.name} {self.first.shape}"
+            )
+        return array.shape[1]
+
+    def rows(self, name: str, array: Array, shape: Sequence[int]) -> Rows:
+        self._same(name, array, shape, self.first.dtype)
+        if array.shape[0] > 0 and array.shape[-1] > 1 and array.strides[-1] != 1:
+            raise InputError(f"{name} has strides {array.strides}: its last axis must be contiguous (stride 1)")
+        return Rows(array.pointer, array.strides[1], array.strides[0])
+
+    def dense(self, name: str, array: Array, shape: Sequence[int], dtype: str | None = None) -> int:
+        self._same(name, array, shape, dtype or self.first.dtype)
+        expected = 1
+        for size, stride in zip(reversed(array.shape), reversed(array.strides), strict=True):
+            if size > 1 and stride != expected:
+                raise InputError(f"{name} has shape {array.shape} and strides {array.strides}: it must be contiguous")
+            expected *= size
+        return array.pointer
+
+    def optional(self, name: str, array: Array | None, shape: Sequence[int], dtype: str) -> int | None:
+        return None if array is None else self.dense(name, array, shape, dtype)
+
+    def _same(self, name: str, array: Array, shape: Sequence[int], dtype: str) -> None:
+        if array.shape != tuple(shape):
+            raise InputError(
+                f"{name} has shape {array.shape}: expected {tuple(shape)} from {self.name} {self.first.shape} and the "
+                "weights' shapes"
+            )
+        if array.dtype != dtype:
+            raise InputError(f"{name} is {array.dtype}: expected {dtype}, as {self.name} is {self.first.dtype}")
+        if array.device != self.first.device:
+            raise InputError(f"{name} is on {array.device} and {self.name} on {self.first.device}: move one of them")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from mscope.core.config import config_for
-from mscope.core.cost import break_even_exit_rate, parameter_count, stage_cost
+from mscope.core.cost import break_even_exit_rate, describe_break_even, parameter_count, stage_cost
 from mscope.core.geometry import token_counts
 
 
@@ -73,3 +73,10 @@ def test_break_even() -> None:
     cost = stage_cost(config_for("s", alpha=0.9))
     rate = break_even_exit_rate(cost.coarse, cost.fine, cost.full)
     assert cost.adaptive(rate) == pytest.approx(cost.full)
+
+
+def test_break_even_in_words() -> None:
+    assert describe_break_even(-0.2).startswith("always pays")
+    assert describe_break_even(0.0).startswith("always pays")
+    assert "more than 43% of the images" in describe_break_even(0.43)
+    assert describe_break_even(1.2).startswith("does not pay")

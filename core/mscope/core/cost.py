@@ -37,6 +37,15 @@ def break_even_exit_rate(coarse: float, fine: float, full: float) -> float:
     return 1.0 - (full - coarse) / fine
 
 
+def describe_break_even(rate: float) -> str:
+    """A break-even exit rate in words; `rate` as `break_even_exit_rate` returns it."""
+    if rate <= 0.0:
+        return "always pays: it costs less than plain ViM even if no image exits early"
+    if rate > 1.0:
+        return "does not pay: even if every image exits early it costs more than plain ViM"
+    return f"pays only if more than {rate:.0%} of the images exit early"
+
+
 def _layer_macs_per_token(config: ModelConfig) -> int:
     d_model, d_inner, d_state, dt_rank = config.d_model, config.d_inner, config.d_state, config.dt_rank
     projections = d_model * 2 * d_inner + d_inner * d_model

@@ -32,6 +32,9 @@ log = logging.getLogger(__name__)
 # `mscope_abi_version()`, and checked by find.py before one is used.
 ABI_VERSION = 1
 
+#: Environment variable: a folder with onnxruntime_c_api.h, to compile with instead of this project's slice of it.
+ONNXRUNTIME_INCLUDE_DIR = "ONNXRUNTIME_INCLUDE_DIR"
+
 HERE = Path(__file__).resolve().parent
 OUTPUT = HERE / "_native"
 SUFFIX = ".dylib" if sys.platform == "darwin" else ".so"

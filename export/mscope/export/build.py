@@ -15,7 +15,7 @@ from mscope.core.bundle import data_folder, load_manifest, mark_latest, record_o
 from mscope.core.cascade import check_eta
 from mscope.core.config import SIZES, ModelConfig
 from mscope.core.contract import Stage, graphs
-from mscope.core.cost import Cost, break_even_exit_rate, parameter_count, stage_cost
+from mscope.core.cost import Cost, break_even_exit_rate, describe_break_even, parameter_count, stage_cost
 from mscope.core.geometry import token_counts
 from mscope.core.manifest import Baseline, Manifest, Parity, StageRecord, Variant, Weights
 from mscope.export.defaults import labels_for, preprocessing_for
@@ -23,6 +23,7 @@ from mscope.export.options import BuildOptions
 from mscope.export.to_onnx import onnx_from_model
 from mscope.export.verify import check_parity
 from mscope.export.weights import load_weights
+from mscope.model.shipped import shipped_operating_point
 
 Progress = Callable[[str], None]
 
@@ -98,6 +99,9 @@ def build_bundle(options: BuildOptions, progress: Progress | None = None) -> Bui
     with writing_folder(target) as work:
         with step("weights", "loading weights"):
             loaded = load_weights(options.config, options.weights, options.seed)
+        measured = shipped_operating_point(options.config) if loaded.weights.origin == "shipped" else None
+        default = Manifest.model_fields["default_eta"].default if measured is None else measured.eta
+        eta = default if options.eta is None else options.eta
         files: dict[Stage, Path] = {}
         for graph in graphs(options.config):
             with step(f"export_{graph.stage}", f"exporting {graph.stage}.onnx"):
@@ -106,15 +110,14 @@ def build_bundle(options: BuildOptions, progress: Progress | None = None) -> Bui
         parity = None
         if options.parity:
             with step("parity", "comparing with PyTorch"):
-                eta = Manifest.model_fields["default_eta"].default if options.eta is None else options.eta
                 parity = check_parity(loaded.model, files, etas=(eta,))
         draft: dict[str, Any] = {
             "name": bundle_name(options.config),
             "labels": labels,
             "preprocessing": preprocessing,
+            "default_eta": eta,
+            "eta_curve": None if measured is None else measured.curve,
         }
-        if options.eta is not None:
-            draft["default_eta"] = options.eta
         write_manifest(work, make_manifest(options.config, loaded.weights, files, parity, draft))
         manifest = load_manifest(work)
     if options.out is None:
@@ -188,10 +191,8 @@ def warnings_about(manifest: Manifest) -> tuple[str, ...]:
         names = ", ".join(manifest.weights.derived)
         lines.append(f"the weights file lacked parameters that were derived, not trained: {names}")
     rate = break_even_of(manifest)
-    if rate is not None and rate > 1.0:
-        lines.append("adaptivity does not pay: even if every image exits early it costs more than plain ViM")
-    elif rate is not None and rate > 0.0:
-        lines.append(f"adaptivity pays only if more than {rate:.0%} of the images exit early (by GMACs)")
+    if rate is not None and rate > 0.0:
+        lines.append(f"by GMACs adaptivity {describe_break_even(rate)}")
     if manifest.parity is None:
         lines.append("parity was not checked: run 'mscope-export verify' before relying on the graphs")
     return tuple(lines)

@@ -86,6 +86,8 @@ def build(
 
 
 def _print(report: BuildReport) -> None:
+    from mscope.core.cost import describe_break_even
+
     manifest = report.manifest
     typer.echo(f"built {manifest.name} in {report.folder}")
     typer.echo(f"  weights  {manifest.weights.describe()}")
@@ -100,11 +102,8 @@ def _print(report: BuildReport) -> None:
             f"{parity.images} images)"
         )
     if report.break_even is not None:
-        meaning = "at any exit rate" if report.break_even <= 0 else "above it"
-        typer.echo(
-            f"  break-even exit rate {report.break_even:.2f} by GMACs: {meaning} the cascade costs less than plain ViM "
-            f"({manifest.baseline.gmacs:.3f} GMACs)"
-        )
+        plain = manifest.baseline.gmacs
+        typer.echo(f"  by GMACs adaptivity {describe_break_even(report.break_even)} ({plain:.3f} GMACs)")
     typer.echo(f"  time     {', '.join(f'{step} {seconds:.1f} s' for step, seconds in report.seconds.items())}")
     for warning in report.warnings:
         typer.echo(f"warning: {warning}", err=True)

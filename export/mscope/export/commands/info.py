@@ -42,6 +42,8 @@ def info(
 
 
 def _print(content: dict[str, Any]) -> None:
+    from mscope.core.cost import describe_break_even
+
     height, width = content["resolution"]
     alpha = "" if content["alpha"] is None else f", alpha {content['alpha']:g}"
     params = content["params"] / 1e6
@@ -52,7 +54,7 @@ def _print(content: dict[str, Any]) -> None:
             typer.echo(f"  {name:<10} {content['tokens'][stage]:>5} tokens {content['gmacs'][stage]:>9.3f} GMACs")
     rate = content["break_even_exit_rate_gmacs"]
     if rate is not None:
-        typer.echo(f"  break-even exit rate {rate:.2f} by GMACs")
+        typer.echo(f"  by GMACs adaptivity {describe_break_even(rate)} (break-even exit rate {rate:.2f})")
     if content["weights"] is not None:
         weights = content["weights"]
         origin = f"random, seed {weights['seed']}: untrained" if weights["origin"] == "random" else weights["name"]

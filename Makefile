@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-ROOTS := core plugins model runtime export
+ROOTS := core plugins model runtime export calib
 DEMO := build/demo
 
 .PHONY: setup lint types test demo bench test-gpu bench-gpu clean

@@ -1,3 +1,4 @@
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -5,13 +6,14 @@ import onnx
 import pytest
 
 import fakes
+from mscope.core.bundle import load_manifest
 from mscope.core.contract import graph_for
 from mscope.core.errors import BackendError, InputError
-from mscope.core.manifest import StageRecord, Variant
+from mscope.core.manifest import Manifest, StageRecord, Variant
 from mscope.runtime import Scope
 from mscope.runtime.backends import ort, registry
 from mscope.runtime.backends.ort import OrtRunner
-from mscope.runtime.backends.registry import Availability, Entry, available_backends, choose_backend
+from mscope.runtime.backends.registry import Availability, Entry, available_backends, choose_backend, choose_variants
 
 
 def faulty(network: fakes.FakeNetwork, folder: Path, stage: str, change: object) -> Path:
@@ -174,7 +176,7 @@ def test_an_unknown_backend_names_the_known() -> None:
 
 def test_an_unavailable_backend_is_an_error_that_helps(monkeypatch: pytest.MonkeyPatch) -> None:
     lacking = Availability("x", "x", "x", "gpu", None, missing="the package x is not installed: pip install x")
-    entry = Entry("x", "onnx", lambda: lacking, registry.BACKENDS["ort-cpu"].runner)
+    entry = Entry("x", "onnx", ("fp32",), lambda: lacking, registry.BACKENDS["ort-cpu"].runner)
     monkeypatch.setattr(registry, "BACKENDS", {"x": entry})
     for name in ("x", "auto"):
         with pytest.raises(BackendError, match="pip install x"):
@@ -198,3 +200,41 @@ def test_a_bundle_without_a_file_for_the_backend(network: fakes.FakeNetwork, tmp
 def test_load_refuses(bundle: Path, argument: str, value: object) -> None:
     with pytest.raises(InputError, match=argument):
         Scope.load(bundle, **{argument: value})  # type: ignore[arg-type]
+
+
+def test_the_files_of_one_precision_are_chosen_for_every_stage(manifest_with: Callable[..., Manifest]) -> None:
+    entry = registry.BACKENDS["ort-cpu"]
+    both = manifest_with("fp32", "int8")
+    assert choose_variants(both, entry)[0] == "fp32"
+    precision, files = choose_variants(both, entry, "int8")
+    assert (precision, {stage: variant.file for stage, variant in files.items()}) == (
+        "int8",
+        {"coarse": "coarse.int8.onnx", "fine": "fine.int8.onnx"},
+    )
+    assert choose_variants(manifest_with("int8"), entry)[0] == "int8"
+    with pytest.raises(BackendError, match=r"needs onnx fp16 files .* the bundle has onnx fp32, onnx int8"):
+        choose_variants(both, entry, "fp16")
+    with pytest.raises(BackendError, match="does not run fp8"):
+        choose_variants(both, entry, "fp8")
+    with pytest.raises(InputError, match="unknown precision 'half'"):
+        choose_variants(both, entry, "half")
+
+
+@pytest.fixture
+def manifest_with(tmp_path: Path) -> Callable[..., Manifest]:
+    """Makes a manifest whose stages have ONNX files of the given precisions."""
+    network = fakes.FakeNetwork(fakes.fake_config())
+    fakes.write_fake_bundle(tmp_path / "b", network)
+    fields = load_manifest(tmp_path / "b").model_dump()
+
+    def make(*precisions: str) -> Manifest:
+        files = dict(fields["files"])
+        for stage, record in fields["stages"].items():
+            record["variants"] = []
+            for precision in precisions:
+                name = f"{stage}.onnx" if precision == "fp32" else f"{stage}.{precision}.onnx"
+                record["variants"].append({"file": name, "precision": precision})
+                files[name] = fields["files"][f"{stage}.onnx"]
+        return Manifest.model_validate(fields | {"files": files})
+
+    return make

@@ -156,7 +156,7 @@ def test_result_and_its_json(scope: Scope, network: fakes.FakeNetwork) -> None:
         line = json.loads(result.to_json())
         assert list(line) == [
             "source", "stage", "confidence", "coarse_confidence", "eta", "topk", "gmacs", "tokens", "selected",
-            "latency_ms", "backend", "kernel", "untrained",
+            "latency_ms", "backend", "kernel", "precision", "untrained",
         ]  # fmt: skip
         assert line["source"] == f"image {row}"
         assert line["untrained"] is True

@@ -16,7 +16,7 @@ BASE = Result(
     source="x.png", stage="fine", confidence=0.98, coarse_confidence=0.52, eta=0.6, topk=(Guess(3, "three", 0.98),),
     coarse_answer=Guess(8, "eight", 0.52), gmacs=0.1, tokens=50, selected=(0, 5, 6),
     importance=np.linspace(0, 1, 16).astype(np.float32), latency_ms={"total": 3.0}, backend="ort-cpu",
-    kernel="native", untrained=False,
+    kernel="native", precision="fp32", untrained=False,
 )  # fmt: skip
 VIEW = Image.new("RGB", (64, 64), (200, 200, 200))
 

@@ -62,6 +62,9 @@ def run(
     kernel: Annotated[
         KernelName, typer.Option(help="Implementation of the scan: native library, the file's own function, or auto.")
     ] = KernelName.auto,
+    precision: Annotated[
+        str, typer.Option(metavar="NAME", help="fp32, fp16, bf16, int8, fp8 or auto, of the files in the bundle.")
+    ] = "auto",
     threads: Annotated[int | None, typer.Option(metavar="N", help="Threads; by default one for each core.")] = None,
     batch: Annotated[int, typer.Option(min=1, max=4096, metavar="N", help="Pictures run together.")] = 1,
     topk: Annotated[int, typer.Option(min=1, metavar="N", help="Classes listed for each picture.")] = 5,
@@ -92,7 +95,7 @@ def run(
         failures.append(problem)
         print_error(problem)
 
-    with Scope.load(bundle, backend=backend, threads=threads, kernel=kernel.value) as scope:
+    with Scope.load(bundle, backend=backend, threads=threads, kernel=kernel.value, precision=precision) as scope:
         shape = (scope.config.channels, scope.config.height, scope.config.width)
         items = expand_sources(sources, shape)
         untrained = not scope.manifest.weights.trained

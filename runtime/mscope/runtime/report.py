@@ -45,7 +45,7 @@ def summary(results: Sequence[Result], manifest: Manifest) -> str:
     line += f"; mean {gmacs:.3g} GMACs"
     if first.stage != "full":
         line += f" (plain ViM {manifest.baseline.gmacs:.3g})"
-    return f"{line}, {ms:.1f} ms; {first.backend}, {first.kernel} kernels"
+    return f"{line}, {ms:.1f} ms; {first.backend} {first.precision}, {first.kernel} kernels"
 
 
 def _table(results: Sequence[Result]) -> Table:
@@ -94,7 +94,7 @@ def _print_single(console: Console, result: Result) -> None:
     console.print(table)
     stages = "  ".join(f"{name} {ms:.1f}" for name, ms in result.latency_ms.items())
     cost = f"{result.gmacs:.3g} GMACs, {result.tokens} tokens; ms: {stages}"
-    console.print(f"[dim]{cost}; {result.backend}, {result.kernel} kernels[/]")
+    console.print(f"[dim]{cost}; {result.backend} {result.precision}, {result.kernel} kernels[/]")
 
 
 @contextlib.contextmanager

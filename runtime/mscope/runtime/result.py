@@ -98,6 +98,7 @@ class Result:
     latency_ms: dict[str, float]
     backend: str
     kernel: str
+    precision: str
     untrained: bool
 
     @property
@@ -120,6 +121,7 @@ class Result:
             "latency_ms": {name: round(ms, 3) for name, ms in self.latency_ms.items()},
             "backend": self.backend,
             "kernel": self.kernel,
+            "precision": self.precision,
         }
         return fields | ({"untrained": True} if self.untrained else {})
 

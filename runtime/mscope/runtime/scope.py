@@ -14,16 +14,15 @@ from typing_extensions import Self
 
 from mscope.core.bundle import latest_bundle, load_manifest
 from mscope.core.cascade import check_eta, confidence, exits_early, select_regions, softmax
-from mscope.core.contract import Graph, Stage, graphs
-from mscope.core.errors import BackendError, InputError
+from mscope.core.contract import Stage, graphs
+from mscope.core.errors import InputError
 from mscope.core.geometry import coarse_grid, regions_refined
-from mscope.core.manifest import Manifest
+from mscope.core.manifest import Manifest, Precision
 from mscope.runtime.backends.base import KERNELS, Kernel, Runner
-from mscope.runtime.backends.registry import Entry, RunnerOptions, choose_backend
+from mscope.runtime.backends.registry import AUTO, RunnerOptions, choose_backend, choose_variants
 from mscope.runtime.preprocess import Prepared, Preprocessor, check_finite, check_tensor
 from mscope.runtime.result import Floats, Guess, Outcome, Result, StageName
 
-_PRECISION = "fp32"
 _MAX_THREADS = 1024
 
 
@@ -38,13 +37,15 @@ class Scope:
         config: the network's configuration.
         backend: the backend's name, such as "ort-cpu".
         kernel: what runs the custom ops: "native" or "function" (the file's own standard operators).
+        precision: of the files that run: "fp32", "fp16", "bf16", "int8" or "fp8".
         preprocess: turns one picture into the tensor that `run` takes.
     """
 
-    def __init__(self, manifest: Manifest, backend: str, runners: dict[Stage, Runner]) -> None:
+    def __init__(self, manifest: Manifest, backend: str, runners: dict[Stage, Runner], precision: Precision) -> None:
         self.manifest = manifest
         self.config = manifest.config
         self.backend = backend
+        self.precision = precision
         self.preprocess = Preprocessor(manifest.preprocessing, manifest.config)
         self._runners = runners
         kernels = {runner.kernel for runner in runners.values()}
@@ -57,6 +58,7 @@ class Scope:
         backend: str = "auto",
         threads: int | None = None,
         kernel: Kernel = "auto",
+        precision: str = AUTO,
     ) -> Self:
         """Opens a bundle: checks every file's hash, opens its graphs and checks their interface.
 
@@ -66,11 +68,13 @@ class Scope:
             threads: threads of an operator, 1 or more; None leaves it to the backend (one for each physical core).
             kernel: "native" insists on the native kernels of the custom ops, "function" leaves them out, "auto" takes
                 them where they are.
+            precision: of the files to run; "auto" takes the first of the backend's own order that the bundle has for
+                every stage. What is asked for is what runs, or an error.
 
         Raises:
             BundleError: no bundle, damaged, changed, or of a newer schema.
-            BackendError: the backend or kernel is not to be had here, or cannot open the graphs.
-            InputError: an unknown backend or kernel, or fewer than one thread.
+            BackendError: the backend, kernel or precision is not to be had here, or cannot open the graphs.
+            InputError: an unknown backend, kernel or precision, or fewer than one thread.
         """
         if threads is not None and not 1 <= threads <= _MAX_THREADS:
             raise InputError(f"threads are between 1 and {_MAX_THREADS}, got {threads}")
@@ -79,14 +83,15 @@ class Scope:
         folder = latest_bundle() if bundle is None else Path(bundle)
         manifest = load_manifest(folder)
         entry = choose_backend(backend)
+        chosen, variants = choose_variants(manifest, entry, precision)
         options = RunnerOptions(threads=threads, kernel=kernel)
         runners: dict[Stage, Runner] = {}
         try:
             for graph in graphs(manifest.config):
-                runner = entry.runner(graph, _graph_file(folder, manifest, graph, entry), options)
+                runner = entry.runner(graph, folder / variants[graph.stage].file, options)
                 runner.activate()
                 runners[graph.stage] = runner
-            return cls(manifest, entry.name, runners)
+            return cls(manifest, entry.name, runners, chosen)
         except BaseException:
             for runner in runners.values():
                 runner.close()
@@ -201,6 +206,7 @@ class Scope:
                     latency_ms=latency | {"total": sum(latency.values())},
                     backend=self.backend,
                     kernel=self.kernel,
+                    precision=self.precision,
                     untrained=not self.manifest.weights.trained,
                 )
             )
@@ -293,15 +299,3 @@ def _names(images: Sequence[Any]) -> list[str]:
     if len(images) == 1 and not isinstance(images[0], (str, Path)):
         return ["image"]
     return [str(image) if isinstance(image, (str, Path)) else f"image {n}" for n, image in enumerate(images)]
-
-
-def _graph_file(folder: Path, manifest: Manifest, graph: Graph, entry: Entry) -> Path:
-    variants = manifest.stages[graph.stage].variants
-    for variant in variants:
-        if variant.backend == entry.format and variant.precision == _PRECISION:
-            return folder / variant.file
-    there = ", ".join(f"{variant.backend} {variant.precision}" for variant in variants)
-    raise BackendError(
-        f"backend {entry.name} needs an {entry.format} {_PRECISION} file for the {graph.stage} stage, "
-        f"the bundle has {there}: build it with 'mscope-export build'"
-    )

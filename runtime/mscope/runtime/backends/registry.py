@@ -9,10 +9,12 @@ import platform
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
-from mscope.core.contract import Graph
+from mscope.core.contract import Graph, Stage
 from mscope.core.errors import BackendError, InputError
 from mscope.core.manifest import Backend as Format
+from mscope.core.manifest import Manifest, Precision, Variant
 from mscope.runtime.backends.base import Kernel, Runner
 
 AUTO = "auto"
@@ -44,10 +46,19 @@ class Availability:
 
 @dataclass(frozen=True)
 class Entry:
-    """One backend: the format of the files it runs, a probe that imports nothing heavy, and the way to a runner."""
+    """One backend.
+
+    Attributes:
+        name: as `--backend` takes it.
+        format: of the files that it runs.
+        precisions: those it runs, in the order in which "auto" looks for them.
+        probe: whether it can be had here; imports nothing heavy.
+        runner: a runner of one graph's file.
+    """
 
     name: str
     format: Format
+    precisions: tuple[Precision, ...]
     probe: Callable[[], Availability]
     runner: Callable[[Graph, Path, RunnerOptions], Runner]
 
@@ -71,7 +82,7 @@ def _ort_cpu(graph: Graph, path: Path, options: RunnerOptions) -> Runner:
 
 # In the order in which `auto` tries them.
 BACKENDS: dict[str, Entry] = {
-    "ort-cpu": Entry("ort-cpu", "onnx", _probe_ort_cpu, _ort_cpu),
+    "ort-cpu": Entry("ort-cpu", "onnx", ("fp32", "int8", "fp16", "bf16"), _probe_ort_cpu, _ort_cpu),
 }
 
 
@@ -101,3 +112,38 @@ def choose_backend(name: str) -> Entry:
     if not found.available:
         raise BackendError(f"backend {name} is not available: {found.missing}")
     return BACKENDS[name]
+
+
+def choose_variants(manifest: Manifest, entry: Entry, precision: str = AUTO) -> tuple[Precision, dict[Stage, Variant]]:
+    """The file of each stage that a backend is to run, all of one precision.
+
+    Args:
+        manifest: the bundle's.
+        entry: the backend.
+        precision: a precision of the backend, or "auto" for the first of its order that every stage has.
+
+    Raises:
+        InputError: a precision that no backend has.
+        BackendError: the bundle lacks such files for a stage, or the backend does not run that precision.
+    """
+    if precision != AUTO and precision not in get_args(Precision):
+        raise InputError(f"unknown precision '{precision}': choose {AUTO} or one of {', '.join(get_args(Precision))}")
+    if precision not in (AUTO, *entry.precisions):
+        raise BackendError(f"backend {entry.name} does not run {precision}: it takes {', '.join(entry.precisions)}")
+    for candidate in entry.precisions:
+        if precision in (AUTO, candidate):
+            found = {
+                stage: variant
+                for stage, record in manifest.stages.items()
+                for variant in record.variants
+                if (variant.backend, variant.precision) == (entry.format, candidate)
+            }
+            if len(found) == len(manifest.stages):
+                return candidate, found
+    wanted = f"{entry.format} {'' if precision == AUTO else precision + ' '}files".replace("  ", " ")
+    stages = manifest.stages.items()
+    there = {f"{variant.backend} {variant.precision}" for _, record in stages for variant in record.variants}
+    raise BackendError(
+        f"backend {entry.name} needs {wanted} for every stage, the bundle has {', '.join(sorted(there))}: "
+        "build them with 'mscope-export build'"
+    )

@@ -1,0 +1,1 @@
+"""Labelled data in, decisions out: accuracy and cost of every variant, eta, quantisation ranges."""

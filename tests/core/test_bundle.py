@@ -5,7 +5,15 @@ from pathlib import Path
 import pytest
 
 from mscope.core import bundle
-from mscope.core.bundle import latest_bundle, load_manifest, mark_latest, record_of, write_manifest, writing_folder
+from mscope.core.bundle import (
+    latest_bundle,
+    load_manifest,
+    mark_latest,
+    record_of,
+    revising_bundle,
+    write_manifest,
+    writing_folder,
+)
 from mscope.core.config import config_for
 from mscope.core.errors import BundleError, InputError
 from mscope.core.manifest import SCHEMA, Baseline, Manifest, Preprocessing, StageRecord, Variant, Weights
@@ -162,3 +170,26 @@ def test_latest(built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 def test_data_folder_follows_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MSCOPE_HOME", raising=False)
     assert bundle.data_folder().name == "mambascope"
+
+
+def test_revising_adds_to_a_copy_that_replaces_the_bundle(built: Path) -> None:
+    with revising_bundle(built) as (work, manifest):
+        (work / "extra.bin").write_bytes(b"more")
+        files = {**manifest.files, "extra.bin": record_of(work / "extra.bin")}
+        write_manifest(work, manifest.model_copy(update={"default_eta": 0.7, "files": files}))
+        assert load_manifest(built).default_eta == 0.6
+    revised = load_manifest(built)
+    assert revised.default_eta == 0.7
+    assert "extra.bin" in revised.files
+    assert sorted(p.name for p in built.parent.iterdir()) == ["bundle"]
+
+
+def test_a_failed_revision_keeps_the_bundle_as_it_was(built: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = {path.name: path.read_bytes() for path in built.iterdir()}
+    # Also where the file system has no links.
+    monkeypatch.setattr(os, "link", lambda *_: (_ for _ in ()).throw(OSError(95, "Operation not supported")))
+    with pytest.raises(KeyboardInterrupt), revising_bundle(built) as (work, manifest):
+        write_manifest(work, manifest.model_copy(update={"default_eta": 0.7}))
+        raise KeyboardInterrupt
+    assert {path.name: path.read_bytes() for path in built.iterdir()} == before
+    assert sorted(p.name for p in built.parent.iterdir()) == ["bundle"]

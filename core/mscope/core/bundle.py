@@ -60,6 +60,27 @@ def writing_folder(target: Path) -> Iterator[Path]:
         shutil.rmtree(work, ignore_errors=True)
 
 
+@contextlib.contextmanager
+def revising_bundle(folder: Path) -> Iterator[tuple[Path, Manifest]]:
+    """A copy of a whole bundle to add files to, which takes the bundle's place when the block ends well.
+
+    Yields the copy's folder and the bundle's manifest. Whoever adds a file or changes a field writes the new manifest
+    into that folder with `write_manifest`. Files are linked, not copied, where the file system can: replace them, never
+    write into them.
+
+    Raises:
+        BundleError: `folder` is no bundle or damaged. InputError: its parent cannot be written.
+    """
+    manifest = load_manifest(folder)
+    with writing_folder(folder) as work:
+        for name in (MANIFEST, *manifest.files):
+            try:
+                os.link(folder / name, work / name)
+            except OSError:
+                shutil.copy2(folder / name, work / name)
+        yield work, manifest
+
+
 def _swap(work: Path, target: Path) -> None:
     if not target.exists():
         work.rename(target)

@@ -16,6 +16,7 @@ import platformdirs
 from pydantic import ValidationError
 
 from mscope.core.errors import BundleError, InputError
+from mscope.core.files import write_text_atomically
 from mscope.core.manifest import MANIFEST, SCHEMA, FileRecord, Manifest
 
 _MAX_MANIFEST_BYTES = 16 << 20
@@ -100,20 +101,6 @@ def _swap(work: Path, target: Path) -> None:
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Writes manifest.json into `folder`, complete or not at all."""
     write_text_atomically(folder / MANIFEST, manifest.model_dump_json(indent=1) + "\n")
-
-
-def write_text_atomically(path: Path, text: str) -> None:
-    """Writes a UTF-8 file under a temporary name, then renames it."""
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(name)
-        raise
 
 
 def load_manifest(folder: Path, *, check_files: bool = True) -> Manifest:

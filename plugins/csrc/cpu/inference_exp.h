@@ -165,13 +165,7 @@ template <class V>
 MSCOPE_INLINE V exp2_any(V t) {
   t = min(V(129.0f), max(V(-150.0f), t));
   const V n = round(t);
-  const V f = t - n;
-  V p = fma(V(0.0013272889f), f, V(0.0096716909f));
-  p = fma(p, f, V(0.0555070760f));
-  p = fma(p, f, V(0.2402223889f));
-  p = fma(p, f, V(0.6931469941f));
-  p = fma(p, f, V(1.0f));
-  return scale_wide(p, n);
+  return scale_wide(exp2_fraction(t - n), n);
 }
 
 // As softplus and silu of scan/math.h, with the cheaper exponential.

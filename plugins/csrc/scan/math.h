@@ -19,21 +19,26 @@ MSCOPE_HD V scale_wide(V p, V n) {
   return scale(scale(p, half), n - half);
 }
 
-// 2^t for t <= 127, the decay of the recurrence: t = delta * A * log2(e) is never positive. Within 2e-7; 0 (or a denormal,
-// where those are not flushed) below -127.
-// The polynomial's constant term is exactly 1: an error there has one sign and compounds over the tokens, where the
-// other terms' errors average out. (Degree 5, minimax of the relative error on [-1/2, 1/2]: 8.9e-8.)
+// 2^f for f in [-1/2, 1/2], within 8.9e-8.
+// The constant term is exactly 1: an error there has one sign and compounds over the tokens, where the other terms'
+// errors average out. (Degree 5, minimax of the relative error.)
 template <class V>
-MSCOPE_HD V exp2_decay(V t) {
-  t = max(V(-127.0f), t);
-  const V n = round(t);
-  const V f = t - n;
+MSCOPE_HD V exp2_fraction(V f) {
   V p = fma(V(0.0013272889f), f, V(0.0096716909f));
   p = fma(p, f, V(0.0555070760f));
   p = fma(p, f, V(0.2402223889f));
   p = fma(p, f, V(0.6931469941f));
   p = fma(p, f, V(1.0f));
-  return scale(p, n);
+  return p;
+}
+
+// 2^t for t <= 127, the decay of the recurrence: t = delta * A * log2(e) is never positive. Within 2e-7; 0 (or a denormal,
+// where those are not flushed) below -127.
+template <class V>
+MSCOPE_HD V exp2_decay(V t) {
+  t = max(V(-127.0f), t);
+  const V n = round(t);
+  return scale(exp2_fraction(t - n), n);
 }
 
 // e^x for any x, within 1.5e-7; infinity above 88.7, gradual underflow to 0 below -87.3.

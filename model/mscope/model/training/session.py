@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mscope.core.bundle import sha256_of, write_text_atomically
+from mscope.core.bundle import sha256_of
 from mscope.core.errors import InputError, MscopeError
+from mscope.core.files import write_text_atomically
 from mscope.model.backbone import Backbone
 from mscope.model.training.loop import Listener, Pace, Trainer
 from mscope.model.training.recipe import Recipe

@@ -35,11 +35,11 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 def test_the_bundle_carries_the_eta_chosen_for_the_shipped_weights_and_its_curve(bundle: Path, tmp_path: Path) -> None:
     manifest = load_manifest(bundle)
-    assert manifest.default_eta == 0.96
+    assert manifest.default_eta == 0.9
     assert manifest.eta_curve is not None
     at = {point.eta: point for point in manifest.eta_curve}
-    assert at[0.96].accuracy > at[0.6].accuracy > at[0.0].accuracy
-    assert at[0.96].gmacs < 0.7 * manifest.baseline.gmacs
+    assert at[0.9].accuracy > at[0.6].accuracy > at[0.0].accuracy
+    assert at[0.9].gmacs < 0.7 * manifest.baseline.gmacs
     # Another alpha has another curve, so that neither is taken over.
     other = BuildOptions(config=config_from_options("digits", alpha=0.5), out=tmp_path / "other", parity=False)
     manifest = build_bundle(other).manifest

@@ -112,6 +112,7 @@ def _write_weights(model: Backbone, recipe: Recipe, out: Path) -> None:
     tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
     try:
         save_file(tensors, partial, metadata={"recipe": recipe.model_dump_json()})
+        partial.chmod(0o644)  # safetensors makes it readable by its owner alone
         os.replace(partial, out)
     except Exception as error:  # safetensors has its own class for a full disk
         partial.unlink(missing_ok=True)

@@ -68,12 +68,13 @@ def find_nvcc() -> build.Compiler:
     raise BuildError("no working nvcc: install the CUDA toolkit (12.8 or newer), or set NVCC to its compiler")
 
 
-def architectures() -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Architectures that get machine code, and those that get PTX."""
-    chosen = tuple(os.environ.get(ARCHS, "").split())
+def architectures(only: Sequence[str] = ()) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Architectures that get machine code, and those that get PTX: `only` these, else what ARCHS names, else all."""
+    chosen = tuple(only) or tuple(os.environ.get(ARCHS, "").split())
     unknown = sorted(set(chosen) - set(ARCHITECTURES))
     if unknown:
-        raise BuildError(f"{ARCHS} names {', '.join(unknown)}: choose from {', '.join(ARCHITECTURES)}")
+        source = "--arch" if only else ARCHS
+        raise BuildError(f"{source} names {', '.join(unknown)}: choose from {', '.join(ARCHITECTURES)}")
     return (chosen, ()) if chosen else (ARCHITECTURES, PTX)
 
 
@@ -85,46 +86,54 @@ def sources(root: Path) -> list[Path]:
     return found
 
 
-def identity(nvcc: build.Compiler, root: Path) -> str:
+def identity(nvcc: build.Compiler, root: Path, only: Sequence[str] = ()) -> str:
     """A hash of all that the library is made from."""
     digest = hashlib.sha256()
     files = [path for folder in ("cuda", "scan") for path in (root / folder).iterdir() if path.suffix != ".cpp"]
     for path in sorted(files):
         data = path.read_bytes()
         digest.update(f"{path.relative_to(root).as_posix()} {len(data)}\n".encode() + data)
-    digest.update(json.dumps([build.ABI_VERSION, NVCC_FLAGS, architectures(), nvcc.command, nvcc.version]).encode())
+    digest.update(json.dumps([build.ABI_VERSION, NVCC_FLAGS, architectures(only), nvcc.command, nvcc.version]).encode())
     return digest.hexdigest()
 
 
-def build_cuda(output: Path | None = None, *, force: bool = False) -> Path:
+def build_cuda(output: Path | None = None, *, force: bool = False, only: Sequence[str] = ()) -> Path:
     """Builds the library if its sources, flags or compiler changed since the last time.
 
     Args:
         output: folder of the library, its stamp and its resource report; build.OUTPUT by default.
         force: build even when nothing changed.
+        only: architectures, as "87", instead of all.
 
     Raises:
         BuildError: no nvcc, no sources, or the compiler failed. An older library, if any, stays in place.
     """
     root, nvcc = build.sources_dir(), find_nvcc()
     library = build.library_path(NAME, output or build.OUTPUT)
-    stamp, expected = _stamp_path(library), identity(nvcc, root)
-    if not force and library.is_file() and stamp.is_file() and stamp.read_text(encoding="utf-8") == expected:
+    stamp, expected, archive = _stamp_path(library), identity(nvcc, root, only), archive_path(library)
+    built = library.is_file() and archive.is_file() and stamp.is_file()
+    if not force and built and stamp.read_text(encoding="utf-8") == expected:
         return library
     try:
         library.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".build-", dir=library.parent) as scratch:
-            linked, resources = _compile_and_link(nvcc, root, Path(scratch))
+            linked, resources = _compile_and_link(nvcc, root, Path(scratch), only)
             report = Path(scratch) / "resources"
             report.write_text(json.dumps([asdict(r) for r in resources], indent=1), encoding="utf-8")
             fresh = Path(scratch) / "stamp"
             fresh.write_text(expected, encoding="utf-8")
             os.replace(linked, library)
+            os.replace(Path(scratch) / archive.name, archive)
             os.replace(report, resources_path(library))
             os.replace(fresh, stamp)
     except OSError as error:
         raise BuildError(f"cannot write {library}: {error}") from error
     return library
+
+
+def archive_path(library: Path) -> Path:
+    """The library's objects, for the TensorRT plugin to be linked with."""
+    return library.with_suffix(".a")
 
 
 def resources_path(library: Path) -> Path:
@@ -152,8 +161,10 @@ def parse_resources(report: str) -> list[Resources]:
     return found
 
 
-def _compile_and_link(nvcc: build.Compiler, root: Path, scratch: Path) -> tuple[Path, list[Resources]]:
-    real, virtual = architectures()
+def _compile_and_link(
+    nvcc: build.Compiler, root: Path, scratch: Path, only: Sequence[str]
+) -> tuple[Path, list[Resources]]:
+    real, virtual = architectures(only)
     targets = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in real]
     targets += [f"-gencode=arch=compute_{a},code=compute_{a}" for a in virtual]
     holds = " ".join([*real, *(f"ptx{a}" for a in virtual)])
@@ -169,6 +180,8 @@ def _compile_and_link(nvcc: build.Compiler, root: Path, scratch: Path) -> tuple[
     exports = f"--version-script={root / 'cuda' / 'exports.map'}"
     objects = [str(target) for target, _ in jobs]
     _run([*nvcc.command, "-shared", "-cudart", "static", "-Xlinker", exports, *objects, "-o", str(linked)])
+    archive = scratch / archive_path(build.library_path(NAME, scratch)).name
+    _run([*nvcc.command, "-lib", *objects, "-o", str(archive)])
     return linked, [resource for text in said for resource in parse_resources(text)]
 
 

@@ -1,0 +1,105 @@
+"""`mscope-export plugins build|path|check`: the TensorRT plugin library."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from mscope.export.commands.shared import DebugOption, JsonOption, progress_on_terminal
+
+app = typer.Typer(
+    add_completion=False,
+    rich_markup_mode=None,
+    no_args_is_help=True,
+    help="The TensorRT plugin library, libmscope_trt.so: builds it, says where it is, tries it.",
+)
+
+
+@app.command(
+    epilog="Examples: mscope-export plugins build | mscope-export plugins build --arch 87 (an Orin alone: seconds)"
+    " | mscope-export plugins build --tensorrt-include /usr/include/aarch64-linux-gnu"
+)
+def build(
+    arch: Annotated[
+        str | None,
+        typer.Option(help="Compute capabilities, as 87,90.  [default: all from 75 to 120]", show_default=False),
+    ] = None,
+    tensorrt_include: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of NvInferRuntime.h.  [default: $TensorRT_INCLUDE_DIR, else the project's own header]",
+            show_default=False,
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the library.  [default: inside the package]", show_default=False)
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Build even when nothing changed.")] = False,
+    debug: DebugOption = False,
+) -> None:
+    """Compiles the CUDA kernels and the plugins into one file with nvcc and prints its path; needs no GPU."""
+    from mscope.core.errors import BackendError
+    from mscope.plugins.build import BuildError
+    from mscope.plugins.build_trt import build_trt
+    from mscope.plugins.trt_options import PluginBuild
+
+    options = PluginBuild.from_options(arch, tensorrt_include, out, force)
+    with progress_on_terminal() as progress:
+        progress("compiling: the kernels for every architecture take about a minute of CPU time")
+        try:
+            library = build_trt(options)
+        except BuildError as error:
+            raise BackendError(str(error)) from None
+    typer.echo(library)
+
+
+@app.command(epilog="Example: trtexec --onnx=model.onnx --staticPlugins=$(mscope-export plugins path)")
+def path(debug: DebugOption = False) -> None:
+    """Prints where the library is."""
+    from mscope.plugins import trt
+
+    typer.echo(trt.library_path())
+
+
+@app.command(epilog="Examples: mscope-export plugins check | mscope-export plugins check --json")
+def check(as_json: JsonOption = False, debug: DebugOption = False) -> int:
+    """Loads the library into every TensorRT that is installed, each in a process of its own; says what it takes.
+
+    The exit status is 0 where at least one TensorRT is here and every one has taken all plugins, else 1.
+    """
+    from mscope.plugins.trt_check import check as run_check
+
+    report = run_check()
+    if as_json:
+        typer.echo(json.dumps(report.to_json()))
+    else:
+        _print(report.to_json())
+    return 0 if report.passed else 1
+
+
+def _print(report: dict[str, Any]) -> None:
+    typer.echo(f"library     {report['library'] or 'none'}")
+    if report["library"]:
+        typer.echo(f"  built     with TensorRT headers: {report['headers']}; code for {', '.join(report['targets'])}")
+        typer.echo(f"  T         {', '.join(report['types'])}")
+        for op in report["ops"]:
+            typer.echo(f"  {op['name']} version {report['version']}")
+            for role in ("inputs", "outputs"):
+                tensors = (
+                    f"{t['name']} ({t['shape'].replace(' ', ', ')}) {t['type']}{'?' if t['optional'] else ''}"
+                    for t in op[role]
+                )
+                typer.echo(f"    {role:<10} {', '.join(tensors)}")
+            for a in op["attributes"]:
+                typer.echo(f"    attribute  {a['name']}, {a['least']} to {a['most']}, default {a['default']}")
+    for flavour in report["flavours"]:
+        state = flavour["problem"] or f"took {len(flavour['creators'])} creators"
+        tried = f"{flavour['version']}  {state}" if flavour["version"] else "not installed"
+        typer.echo(f"{flavour['flavour']:<13} {tried}")
+        for creator in flavour["creators"]:
+            typer.echo(f"    {creator['name']} {creator['version']} in namespace '{creator['namespace']}'")
+    for line in report["missing"]:
+        typer.echo(f"missing     {line}")

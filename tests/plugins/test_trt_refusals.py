@@ -1,0 +1,266 @@
+"""What the TensorRT plugin refuses, where, and in which words: both sides named, nothing written, no crash."""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+import cuda_cases as cases
+import cuda_host
+import trt_driver
+from cuda_cases import Case, Inputs
+from mscope.core.contract import OP_BIDIRECTIONAL_SCAN, OP_CONV, OP_SCAN
+from trt_driver import OP_INPUTS, RUNTIME, Driver, Given, Refused, given
+from trt_runs import outputs_for, stored
+
+CASE = Case(10, channels=6, batch=2)
+
+
+@pytest.fixture(scope="module")
+def library() -> Driver:
+    if cuda_host.compiler() is None:
+        pytest.skip("no C++ compiler on this machine")
+    driver = Driver(trt_driver.host_plugin())
+    driver.exported("host_stream").restype = ctypes.c_void_p
+    return driver
+
+
+@pytest.fixture(params=[10, 11], ids=["logger10", "logger11"])
+def driver(library: Driver, request: pytest.FixtureRequest) -> Driver:
+    """Every refusal reaches the logger of either TensorRT."""
+    library.set_logger(request.param)
+    library.messages()
+    return library
+
+
+def tensors(op: str, dtype: str = "float32", **changes: Any) -> tuple[list[Given], list[Given]]:
+    """The op's inputs and outputs; `changes` by input's name: a Given, or a shape."""
+    inputs = Inputs(CASE, dtype)
+    names = OP_INPUTS[op]
+    arrays = dict(zip(names, (given(array, dynamic=False) for array in stored(inputs, op)), strict=True))
+    for name, change in changes.items():
+        kept = arrays[name]
+        arrays[name] = change if isinstance(change, Given) else replace(kept, shape=change)
+    return list(arrays.values()), [given(array, dynamic=False) for array in outputs_for(op, inputs)]
+
+
+def refused(driver: Driver, op: str, step: str, message: str, /, dtype: str = "float32", **changes: Any) -> None:
+    """Refused in the build phase and, for shapes, when they are announced at run time."""
+    wrong, outputs = tensors(op, dtype, **changes)
+    plugin = driver.create(op)
+    with pytest.raises(Refused) as caught:
+        driver.build(plugin, wrong, outputs)
+    driver.destroy(plugin)
+    assert caught.value.step == step
+    assert f"[1] mambascope {op}" in caught.value.log
+    assert message in caught.value.log
+
+    right, outputs = tensors(op, dtype)
+    plugin = driver.create(op)
+    driver.build(plugin, right, outputs)
+    plugin = driver.reload(op, plugin)
+    with pytest.raises(Refused) as caught:
+        driver.run(plugin, wrong, outputs)
+    driver.destroy(plugin)
+    assert caught.value.step == "onShapeChange"
+    assert message in caught.value.log
+
+
+@pytest.mark.parametrize(
+    "name, shape, message",
+    [
+        ("x_backward", (2, 9, 6), "x_backward has shape (2, 9, 6): its axis 1 of B L C must be 10, L = 10 from "),
+        ("dbc_forward", (2, 10, 43), "its axis 2 of B L R+2N must be 44, N = 16 from A (6, 16), R = 12 from dt_weight"),
+        ("A_b", (6, 15), "A_b has shape (6, 15): its axis 1 of C N must be 16, N = 16 from A (6, 16)"),
+        ("A", (5, 16), "A has shape (5, 16): its axis 0 of C N must be 6, C = 6 from x_forward (2, 10, 6)"),
+        ("D", (6, 1), "D has 2 axes, (6, 1): expected 1, C"),
+        ("xz", (2, 10, 13), "xz has shape (2, 10, 13): its axis 2 of B L 2C must be 12, C = 6 from x_forward"),
+    ],
+)
+def test_shapes_of_the_scan(driver: Driver, name: str, shape: tuple[int, ...], message: str) -> None:
+    refused(driver, OP_BIDIRECTIONAL_SCAN, "getOutputShapes", message, **{name: shape})
+
+
+def test_profiles_that_do_not_fit_each_other(driver: Driver) -> None:
+    """Sizes that are settled at run time are seen when the profile's are."""
+    inputs, outputs = tensors(OP_BIDIRECTIONAL_SCAN)
+    both = [replace(t, dynamic=(0, 1) if len(t.shape) == 3 else ()) for t in inputs]
+    both[2] = replace(both[2], shape=(2, 9, 6))
+    plugin = driver.create(OP_BIDIRECTIONAL_SCAN)
+    with pytest.raises(
+        Refused, match=r"configurePlugin: x_backward has shape \(2, 9, 6\): its axis 1 .* L = 10 from xz"
+    ):
+        driver.build(plugin, both, [replace(t, dynamic=(0, 1)) for t in outputs])
+    driver.destroy(plugin)
+
+
+@pytest.mark.parametrize(
+    "name, shape, message",
+    [
+        ("weight", (6, 5), "weight has shape (6, 5): W of its axes C W must be from 2 to 4"),
+        ("weight_b", (6, 3), "weight_b has shape (6, 3): its axis 1 of C W must be 4, W = 4 from weight (6, 4)"),
+        ("xz", (2, 10, 5), "xz has shape (2, 10, 5): its axis 2 of B L C+ must be 6 or more, C = 6 from weight (6, 4)"),
+        ("xz", (20, 12), "xz has 2 axes, (20, 12): expected 3, B L C+"),
+    ],
+)
+def test_shapes_of_the_convolution(driver: Driver, name: str, shape: tuple[int, ...], message: str) -> None:
+    refused(driver, OP_CONV, "getOutputShapes", message, **{name: shape})
+
+
+def test_an_empty_sequence_is_refused(driver: Driver) -> None:
+    x = Given((2, 0, 6), "float32")
+    inputs, outputs = tensors(OP_SCAN, x=x)
+    plugin = driver.create(OP_SCAN)
+    with pytest.raises(Refused, match=r"x has shape \(2, 0, 6\): L of its axes B L C must be from 1 to 1073741824"):
+        driver.build(plugin, inputs, outputs)
+    driver.destroy(plugin)
+
+
+@pytest.mark.parametrize(
+    "op, name, dtype, message",
+    [
+        (OP_SCAN, "A", "float16", "A is float16: expected float32, whatever x is"),
+        (OP_SCAN, "delta", "float32", "delta is float32: expected float16, as x is"),
+        (OP_SCAN, "z", "float32", "z is float32: expected float16, as x is"),
+        (OP_BIDIRECTIONAL_SCAN, "dt_weight_b", "bfloat16", "dt_weight_b is bfloat16: expected float16, as xz is"),
+        (OP_BIDIRECTIONAL_SCAN, "dt_bias", "float16", "dt_bias is float16: expected float32, whatever xz is"),
+        (OP_CONV, "bias", "int32", "bias is int32: expected float16, as xz is"),
+    ],
+)
+def test_types(driver: Driver, op: str, name: str, dtype: str, message: str) -> None:
+    inputs, outputs = tensors(op, "float16")
+    index = OP_INPUTS[op].index(name)
+    wrong = [replace(t, dtype=dtype) if i == index else t for i, t in enumerate(inputs)]
+    plugin = driver.create(op)
+    with pytest.raises(Refused) as caught:
+        driver.build(plugin, wrong, outputs)
+    if name == "z":  # it could be left out, and its type would say nothing: the builder hears of it when it asks
+        assert caught.value.step == "supportsFormatCombination"
+        assert f"[4] mambascope {op} 'layer' does not take z as {dtype} where x is float16" in caught.value.log
+    else:
+        assert caught.value.step == "getOutputDataTypes"
+        assert f"[1] mambascope {op} 'layer', getOutputDataTypes: {message}" in caught.value.log
+    driver.build(plugin, inputs, outputs)
+    plugin = driver.reload(op, plugin)
+    with pytest.raises(Refused, match="onShapeChange") as caught:
+        driver.run(plugin, wrong, outputs)
+    assert message in caught.value.log
+    driver.destroy(plugin)
+
+
+def test_the_first_input_decides_the_type(driver: Driver) -> None:
+    inputs, outputs = tensors(OP_SCAN)
+    plugin = driver.create(OP_SCAN)
+    with pytest.raises(Refused, match="getOutputDataTypes: x is int32: expected float32, float16 or bfloat16"):
+        driver.build(plugin, [replace(inputs[0], dtype="int32"), *inputs[1:]], outputs)
+    driver.destroy(plugin)
+
+
+def test_counts(driver: Driver) -> None:
+    inputs, outputs = tensors(OP_SCAN)
+    plugin = driver.create(OP_SCAN)
+    with pytest.raises(Refused, match="input D is missing"):
+        driver.build(plugin, inputs[:5], outputs)
+    with pytest.raises(Refused, match="there are 9 inputs: expected at most 8"):
+        driver.build(plugin, [*inputs, inputs[-1]], outputs)
+    with pytest.raises(Refused, match="getNbOutputs"):
+        driver.build(plugin, inputs, outputs * 2)
+    driver.destroy(plugin)
+    inputs, outputs = tensors(OP_CONV)
+    plugin = driver.create(OP_CONV)
+    with pytest.raises(Refused, match="weight_b and bias_b come together"):
+        driver.build(plugin, inputs[:4], outputs)
+    with pytest.raises(Refused, match="two outputs and no weight_b: with it set the attribute outputs to 2"):
+        driver.build(plugin, inputs[:3], outputs)
+    driver.destroy(plugin)
+    plugin = driver.create(OP_CONV, {"outputs": 1})
+    with pytest.raises(Refused, match="one output and a weight_b"):
+        driver.build(plugin, inputs, outputs[:1])
+    driver.destroy(plugin)
+
+
+@pytest.mark.parametrize(
+    "attributes, message",
+    [
+        ({"reverse": 2}, "attribute reverse is 2: expected a value from 0 to 1"),
+        ({"reverse": np.int64(-1)}, "attribute reverse is -1: expected a value from 0 to 1"),
+        ({"delta_softplus": 1.0}, "attribute delta_softplus has type 1 and 1 values: expected one integer"),
+        ({"reverse": [0, 1]}, "attribute reverse has type 5 and 2 values: expected one integer"),
+        ({"direction": "forward"}, "there is no attribute direction"),
+        ({"inputs": 63}, "there is no attribute inputs"),
+    ],
+)
+def test_attributes(driver: Driver, attributes: dict[str, Any], message: str) -> None:
+    with pytest.raises(Refused) as caught:
+        driver.create(OP_SCAN, attributes)
+    assert f"[1] mambascope SelectiveScan 'layer', createPlugin: {message}" in caught.value.log
+
+
+def test_what_an_engine_holds_is_checked(driver: Driver) -> None:
+    """As of another version of the plugin, or damaged."""
+    with pytest.raises(Refused, match="input x is missing"):
+        driver.create(OP_SCAN, {"reverse": 0, "delta_softplus": 1}, phase=RUNTIME)
+    with pytest.raises(Refused, match="there are more inputs than the 8 that the op has"):
+        driver.create(OP_SCAN, {"inputs": 0xFFF}, phase=RUNTIME)
+    with pytest.raises(Refused, match="there is no attribute scale"):
+        driver.create(OP_SCAN, {"inputs": 63, "scale": 1}, phase=RUNTIME)
+
+
+def test_attributes_of_64_bits(driver: Driver) -> None:
+    plugin = driver.create(OP_SCAN, {"reverse": np.int64(1), "delta_softplus": np.int64(0)})
+    assert driver.serialized(plugin) == "reverse=1 delta_softplus=0 inputs=0"
+    twin = driver.clone(plugin)
+    driver.destroy(plugin)
+    assert driver.serialized(twin) == "reverse=1 delta_softplus=0 inputs=0"
+    identity = '::SelectiveScan/1 {"op": "SelectiveScan", "version": "1", "reverse": 1, "delta_softplus": 0}'
+    assert driver.identity(twin) == identity
+    driver.destroy(twin)
+
+
+def test_no_device(driver: Driver) -> None:
+    """The build phase asks for none, and running without one says so."""
+    inputs, outputs = tensors(OP_SCAN)
+    driver.exported("host_set_device")(0)
+    try:
+        plugin = driver.create(OP_SCAN)
+        driver.build(plugin, inputs, outputs)
+        plugin = driver.reload(OP_SCAN, plugin)
+        with pytest.raises(Refused, match=r"enqueue: .*there is no CUDA device"):
+            driver.run(plugin, inputs, outputs)
+        driver.destroy(plugin)
+    finally:
+        driver.exported("host_set_device")(1)
+
+
+def test_no_workspace(driver: Driver) -> None:
+    """An engine that set aside none, where some is needed: refused, not written through a null pointer."""
+    driver.exported("host_set_machine")(ctypes.byref(cuda_host.SINGLE))
+    inputs = Inputs(Case(300, channels=6), "float32")
+    arrays, results = (
+        [given(a) for a in stored(inputs, OP_BIDIRECTIONAL_SCAN)],
+        outputs_for(OP_BIDIRECTIONAL_SCAN, inputs),
+    )
+    outs = [given(y) for y in results]
+    plugin = driver.create(OP_BIDIRECTIONAL_SCAN)
+    assert driver.build(plugin, arrays, outs) > 0
+    plugin = driver.reload(OP_BIDIRECTIONAL_SCAN, plugin)
+    with pytest.raises(Refused, match="the scan's launch failed: status -5"):
+        driver.run(plugin, arrays, outs, stream=driver.exported("host_stream")())
+    driver.destroy(plugin)
+    assert np.all(np.isnan(cases.to_float(results[0])))
+
+
+@pytest.mark.parametrize("version", [0, 1], ids=["none", "unknown"])
+def test_without_a_logger_that_is_known_errors_go_to_stderr(
+    library: Driver, version: int, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A finder of an unknown kind is never called: that one would end the process."""
+    library.set_logger(version)
+    with pytest.raises(Refused):
+        library.create(OP_SCAN, {"reverse": 7})
+    assert "mambascope SelectiveScan 'layer', createPlugin: attribute reverse is 7" in capfd.readouterr().err
+    assert library.messages() == ""

@@ -14,11 +14,14 @@ import torch
 
 from mscope.core.bundle import latest_bundle, load_manifest
 from mscope.core.config import ModelConfig, config_for
-from mscope.core.errors import BundleError, CheckpointError, InputError, ParityError
-from mscope.core.manifest import Parity
+from mscope.core.contract import Stage
+from mscope.core.errors import BundleError, CheckpointError, InputError, MscopeError, ParityError
+from mscope.core.manifest import Manifest, Parity, Variant
 from mscope.export import build as build_module
 from mscope.export.build import build_bundle, bundle_name, warnings_about
 from mscope.export.defaults import preprocessing_for
+from mscope.export.engine.wish import EngineWish
+from mscope.export.extend import new_file
 from mscope.export.options import BuildOptions, config_from_options, parse_resolution
 from mscope.export.verify import verify_bundle
 from mscope.model.backbone import Backbone
@@ -248,11 +251,48 @@ def test_missing_weights_leave_nothing(small: Small, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "changes", [{"precision": "fp16"}, {"precision": "int8"}, {"target": "trt"}, {"target": "tensorrt-rtx"}]
+    ("changes", "message"),
+    [
+        ({"precisions": ("fp12",)}, "unknown precision 'fp12'"),
+        ({"engines": EngineWish("tensorrt")}, "unknown target 'tensorrt'"),
+        ({"engines": EngineWish("onnx", ("sm_89",))}, "--gpu belongs to engines"),
+    ],
 )
-def test_what_this_version_cannot_build_is_refused(small: Small, changes: dict[str, str], tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="this version builds fp32 ONNX only"):
+def test_what_cannot_be_asked_is_refused(small: Small, changes: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=message):
         build_bundle(BuildOptions(small(), out=tmp_path / "new", **changes))
+    assert left_in(tmp_path) == []
+
+
+@pytest.mark.usefixtures("quick_export")
+def test_what_was_asked_for_and_not_made_leaves_nothing(small: Small, tmp_path: Path) -> None:
+    with pytest.raises(MscopeError, match="int8 was asked for and stage 'coarse' has no such file"):
+        build_bundle(BuildOptions(small(), seed=1, out=tmp_path / "new", precisions=("int8",)))
+    assert left_in(tmp_path) == []
+
+
+@pytest.mark.usefixtures("quick_export")
+def test_variants_are_part_of_the_build(small: Small, tmp_path: Path) -> None:
+    told: list[str] = []
+
+    def derive(folder: Path, manifest: Manifest, progress: Any) -> dict[Stage, Variant]:
+        # The fp32 graphs are there and were checked, and so are the precisions that the build makes itself.
+        assert manifest.parity is not None
+        assert (folder / "fine.fp16.onnx").is_file()
+        added: dict[Stage, Variant] = {}
+        for stage in manifest.stages:
+            new_file(folder, f"{stage}.int8.onnx").write_bytes((folder / f"{stage}.fp16.onnx").read_bytes())
+            added[stage] = Variant(file=f"{stage}.int8.onnx", precision="int8")
+        (folder / "int8.ranges.json").write_text("{}")
+        return added
+
+    options = BuildOptions(small(), seed=1, out=tmp_path / "new", precisions=("fp16", "int8"))
+    report = build_bundle(options, told.append, derive=[derive])
+    assert set(report.manifest.files) == set(left_in(tmp_path / "new")) - {"manifest.json"}
+    assert "int8.ranges.json" in report.manifest.files
+    assert [v.precision for v in report.manifest.stages["fine"].variants] == ["fp32", "fp16", "int8"]
+    assert "typing fine.fp16.onnx" in told
+    json.dumps(report.to_json())
 
 
 def test_resolution_and_names() -> None:

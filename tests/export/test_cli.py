@@ -84,8 +84,16 @@ def test_build_then_info_then_verify(capsys: pytest.CaptureFixture[str], tmp_pat
     assert content["weights"]["trained"] is False
     assert [variant["file"] for variant in content["variants"]] == ["coarse.onnx", "fine.onnx"]
     assert content["parity"] == built["parity"]
+    assert content["launches"]["coarse.onnx"]["per_block"] == 7
     assert run_app(app, ["verify", str(out)]) == 0
     assert "untrained" in capsys.readouterr().out
+    assert run_app(app, ["build", "--from", str(out), "--fp16", "--target", "onnx", "--json"]) == 0
+    revised = json.loads(capsys.readouterr().out)
+    assert list(revised["stages"]["fine"]["files"]) == ["fine.onnx", "fine.fp16.onnx"]
+    assert run_app(app, ["verify", str(out), "--layers", "--json"]) == 0
+    verified = json.loads(capsys.readouterr().out)
+    assert verified["problems"] == []
+    assert {variant["precision"] for variant in verified["variants"]} == {"fp32", "fp16"}
     # The folder was named, so it is not the latest.
     assert "no bundle yet" in refused(capsys, "info")
 
@@ -100,8 +108,13 @@ def test_build_then_info_then_verify(capsys: pytest.CaptureFixture[str], tmp_pat
         (["build", "--alpha", "nan"], "alpha"),
         (["build", "--eta", "1.5"], "eta"),
         (["build", "--resolution", "10"], "multiple of 32"),
-        (["build", "--fp16"], "--fp16: this version builds fp32 ONNX only"),
-        (["build", "--target", "trt"], "--target trt: this version builds fp32 ONNX only"),
+        (["build", "--target", "rtx"], "unknown target 'rtx'"),
+        (["build", "--target", "onnx", "--gpu", "sm_89"], "--gpu belongs to engines"),
+        (["build", "--gpu", "89"], "--gpu takes compute capabilities"),
+        (["build", "--batch", "8,1"], "--batch is MIN,OPT,MAX"),
+        (["build", "--ops", "cuda"], "unknown --ops 'cuda'"),
+        (["build", "--from", "nowhere"], "no bundle at nowhere"),
+        (["build", "--from", "nowhere", "--alpha", "0.5"], "--alpha is about a new bundle"),
         (["build", "--weights", "nowhere.pth"], "no weights file at nowhere.pth"),
         (["build", "--labels", "nowhere.txt"], "nowhere.txt"),
         (["build", "--classes", "0"], "classes"),

@@ -14,9 +14,10 @@ from onnx import numpy_helper
 from mscope.core.config import ModelConfig
 from mscope.core.contract import Stage, graphs
 from mscope.core.errors import ParityError
+from mscope.export.agreement import compare_exits, compare_selected
 from mscope.export.probes import probe_images
 from mscope.export.to_onnx import onnx_from_model
-from mscope.export.verify import IMAGES, check_parity, compare_exits, compare_selected
+from mscope.export.verify import IMAGES, check_parity
 from mscope.model.backbone import Backbone
 from mscope.model.checkpoint import model_from_seed
 

@@ -12,17 +12,22 @@ Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
 
 
-def softmax(logits: Floats) -> npt.NDArray[np.float32]:
-    """Probabilities (B, classes) of logits (B, classes), float32, safe for any finite input."""
-    shifted = logits.astype(np.float32) - logits.max(axis=-1, keepdims=True, initial=-np.inf).astype(np.float32)
+def softmax(logits: Floats, temperature: float | Floats = 1.0) -> npt.NDArray[np.float32]:
+    """Probabilities (B, classes) of logits (B, classes) / temperature, float32, safe for any finite input.
+
+    A temperature above 1 makes them less sure, one below 1 surer; their order stays. It may be (B, 1), one an image. 1
+    changes no bit.
+    """
+    scaled = logits.astype(np.float32) / np.asarray(temperature, np.float32)
+    shifted = scaled - scaled.max(axis=-1, keepdims=True, initial=-np.inf)
     exps = np.exp(shifted)
     probabilities: npt.NDArray[np.float32] = exps / exps.sum(axis=-1, keepdims=True)
     return probabilities
 
 
-def confidence(logits: Floats) -> npt.NDArray[np.float32]:
-    """The largest softmax probability of each row: (B,) from (B, classes)."""
-    largest: npt.NDArray[np.float32] = softmax(logits).max(axis=-1, initial=0.0)
+def confidence(logits: Floats, temperature: float | Floats = 1.0) -> npt.NDArray[np.float32]:
+    """The largest softmax probability of each row: (B,) from (B, classes); `temperature` as in `softmax`."""
+    largest: npt.NDArray[np.float32] = softmax(logits, temperature).max(axis=-1, initial=0.0)
     return largest
 
 

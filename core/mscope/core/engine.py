@@ -28,7 +28,8 @@ class EngineRecord(BaseModel):
         graph_sha256: of the .onnx file it was made from.
         plugin_sha256: of the plugin library it was made with; None where the graph's own function bodies were compiled.
         batch: smallest, best and largest batch of its optimisation profile.
-        layers: layers of the engine, where its inspector told.
+        layers: layers of the engine, where the library listed them.
+        launches: those that launch a kernel. launches_per_block: of a block of the network, the median.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -45,6 +46,8 @@ class EngineRecord(BaseModel):
     plugin_version: str | None = Field(None, max_length=64)
     batch: tuple[int, int, int] = Field((1, 1, 8), description="min, opt, max")
     layers: int | None = Field(None, ge=0)
+    launches: int | None = Field(None, ge=0)
+    launches_per_block: float | None = Field(None, ge=0)
     created: str = Field("", max_length=64, description="UTC, ISO 8601")
 
     @model_validator(mode="after")

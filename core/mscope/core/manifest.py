@@ -62,12 +62,26 @@ class Preprocessing(_Strict):
     std: tuple[Annotated[float, Field(gt=0)], ...]
 
 
+class VariantParity(_Strict):
+    """How far a variant's logits of one stage were from the reference when it was built, over `images` probes."""
+
+    images: int = Field(ge=1)
+    reference: Literal["pytorch", "fp32"] = Field(description="PyTorch in float32, or the bundle's own fp32 graphs")
+    max_abs: float = Field(ge=0)
+    tolerance: float | None = Field(None, ge=0, description="what the precision explains; None for int8 and fp8")
+    cosine: float = Field(ge=-1.001, le=1.001, description="the smallest of any image")
+    top1_agreement: float = Field(ge=0, le=1)
+    exit_agreement: float | None = Field(None, description="share of images with the same exit decision at every eta")
+    selected_agreement: float | None = Field(None, description="share of refined regions that are the same")
+
+
 class Variant(_Strict):
     """One file that computes a stage: which backend runs it, at which precision."""
 
     file: FileName
     backend: Backend = "onnx"
     precision: Precision = "fp32"
+    parity: VariantParity | None = Field(None, description="None: canonical fp32, or not run where it was built")
 
 
 class StageRecord(_Strict):
@@ -85,6 +99,33 @@ class CurvePoint(_Strict):
     accuracy: float = Field(ge=0, le=1)
     exit_rate: float = Field(ge=0, le=1)
     gmacs: float = Field(ge=0)
+    latency_ms: float | None = Field(None, ge=0, description="expected at batch 1, on the machine of the calibration")
+
+
+class Temperature(_Strict):
+    """What each stage's logits are divided by before the softmax, so that its confidence is calibrated; 1 is none."""
+
+    coarse: float = Field(1.0, gt=0, le=1000)
+    fine: float = Field(1.0, gt=0, le=1000)
+
+
+class Calibration(_Strict):
+    """How `default_eta` and `eta_curve` were chosen, on which labelled data, and how sure that is."""
+
+    data: str = Field(max_length=4096, description="the data set's name, without its folder")
+    fingerprint: Sha256 = Field(description="of its pictures, labels and their order")
+    images: int = Field(ge=1)
+    skipped: int = Field(0, ge=0, description="pictures that could not be read")
+    target: str = Field(max_length=256, description="such as accuracy>=0.79")
+    eta: float = Field(ge=0, le=1)
+    accuracy: float = Field(ge=0, le=1, description="at eta, on the data that it was chosen on")
+    optimism: float = Field(description="by how much choosing and measuring on the same images flatters that")
+    interval: tuple[float, float] = Field(description="of the accuracy, choice included")
+    confidence_level: float = Field(gt=0, lt=1)
+    gmacs: float = Field(ge=0)
+    exit_rate: float = Field(ge=0, le=1)
+    precision: Precision
+    date: str = Field(max_length=64, description="UTC, ISO 8601")
 
 
 class Parity(_Strict):
@@ -119,6 +160,8 @@ class Manifest(_Strict):
     labels: tuple[str, ...] | None = None
     default_eta: float = Field(0.6, ge=0, le=1)
     eta_curve: tuple[CurvePoint, ...] | None = None
+    temperature: Temperature = Temperature()
+    calibration: Calibration | None = Field(None, description="None: eta was given, or came with the weights")
     stages: dict[Stage, StageRecord]
     baseline: Baseline
     parity: Parity | None = Field(None, description="None when the check was switched off")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -19,22 +19,26 @@ from mscope.core.cost import Cost, break_even_exit_rate, describe_break_even, pa
 from mscope.core.geometry import token_counts
 from mscope.core.manifest import Baseline, Manifest, Parity, StageRecord, Variant, Weights
 from mscope.export.defaults import labels_for, preprocessing_for
+from mscope.export.engine.plan import plan_engines
+from mscope.export.extend import Derive, Progress
 from mscope.export.options import BuildOptions
+from mscope.export.probes import probe_images
+from mscope.export.reference import TorchReference
+from mscope.export.steps import VariantSteps
 from mscope.export.to_onnx import onnx_from_model
-from mscope.export.verify import check_parity
+from mscope.export.verify import IMAGES, check_parity
 from mscope.export.weights import load_weights
 from mscope.model.shipped import shipped_operating_point
-
-Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class BuildReport:
-    """What was built. `seconds` by step; `warnings` are lines for people."""
+    """What was built. `seconds` by step; `warnings` are lines for people; `steps` tells of the variants."""
 
     folder: Path
     manifest: Manifest
     seconds: dict[str, float]
+    steps: VariantSteps
 
     @property
     def break_even(self) -> float | None:
@@ -43,7 +47,8 @@ class BuildReport:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        return warnings_about(self.manifest)
+        lines = warnings_about(self.manifest)
+        return (*lines, self.steps.plan.warning) if self.steps.plan.warning else lines
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, for `--json`."""
@@ -65,24 +70,27 @@ class BuildReport:
             "parity": None if manifest.parity is None else manifest.parity.model_dump(mode="json"),
             "break_even_exit_rate_gmacs": self.break_even,
             "warnings": list(self.warnings),
+            **self.steps.to_json(),
             "seconds": {step: round(seconds, 2) for step, seconds in self.seconds.items()},
         }
 
 
-def build_bundle(options: BuildOptions, progress: Progress | None = None) -> BuildReport:
+def build_bundle(options: BuildOptions, progress: Progress | None = None, derive: Sequence[Derive] = ()) -> BuildReport:
     """Exports every stage, checks the written files against PyTorch, and puts the bundle in its place.
 
     Args:
         options: what to build.
         progress: called with a few words at the start of each step.
+        derive: what adds further variants once the fp32 graphs are written and checked, in this order.
 
     Raises:
         InputError: an option, a weights file or a folder that does not do. ParityError: the graphs are not the model.
         OSError: the disk is full, for example. In every case, and on Ctrl-C, nothing is left behind.
     """
-    options.check_supported()
+    options.check()
     if options.eta is not None:
         check_eta(options.eta)
+    steps = VariantSteps(plan_engines(options.engines), options.precisions, tuple(derive))
     labels = labels_for(options.config, options.labels)
     preprocessing = preprocessing_for(options.config)
     seconds: dict[str, float] = {}
@@ -118,11 +126,19 @@ def build_bundle(options: BuildOptions, progress: Progress | None = None) -> Bui
             "default_eta": eta,
             "eta_curve": None if measured is None else measured.curve,
         }
-        write_manifest(work, make_manifest(options.config, loaded.weights, files, parity, draft))
+        manifest = make_manifest(options.config, loaded.weights, files, parity, draft)
+        if steps.any:
+            with step("variants", "deriving variants"):
+                manifest = steps.run(work, manifest, progress)
+            if options.parity:
+                with step("variants_parity", "comparing the variants"):
+                    images = probe_images(options.config, IMAGES)
+                    manifest = steps.check(work, manifest, TorchReference(loaded.model), images, progress)
+        write_manifest(work, manifest)
         manifest = load_manifest(work)
     if options.out is None:
         mark_latest(target)
-    return BuildReport(target.absolute(), manifest, seconds)
+    return BuildReport(target.absolute(), manifest, seconds, steps)
 
 
 def make_manifest(

@@ -9,14 +9,15 @@ from mscope.core.contract import BATCH, Graph, Stage
 from mscope.model.backbone import Backbone
 from mscope.model.mambascope import CoarseOutput, MambaScope
 
-# The wrapped network's attribute; parameters are traced as `model.<name>`, and the prefix is cut off afterwards.
-PREFIX = "model."
 # torch.export specialises sizes 0 and 1, so the example batch is neither.
 _EXAMPLE_BATCH = 2
 
 
 class StageModule(nn.Module):
-    """One stage of a network; `forward` takes and returns what mscope.core.contract says of it, in order."""
+    """One stage of a network; `forward` takes and returns what mscope.core.contract says of it, in order.
+
+    Parameters are traced as `model.<name>`; the passes cut that prefix off (mscope.export.passes.edit.PREFIX).
+    """
 
     def __init__(self, model: Backbone) -> None:
         super().__init__()

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from mscope.core.bundle import load_manifest
 from mscope.core.config import ModelConfig
 from mscope.core.cost import break_even_exit_rate, parameter_count, stage_cost
+from mscope.core.engine import load_engine_record
 from mscope.core.geometry import token_counts
 from mscope.core.manifest import Manifest
 
@@ -30,6 +32,7 @@ def info_from_config(config: ModelConfig) -> dict[str, Any]:
             round(break_even_exit_rate(cost.coarse, cost.fine, cost.full), 4) if adaptive else None
         ),
         "variants": [],
+        "launches": {},
     }
 
 
@@ -42,6 +45,7 @@ def info_from_bundle(folder: Path) -> dict[str, Any]:
         "created": manifest.created,
         "weights": manifest.weights.model_dump(mode="json") | {"trained": manifest.weights.trained},
         "variants": _variants(manifest),
+        "launches": _launches(folder, manifest),
         "default_eta": manifest.default_eta,
         "parity": None if manifest.parity is None else manifest.parity.model_dump(mode="json"),
         "tools": manifest.tools,
@@ -54,3 +58,18 @@ def _variants(manifest: Manifest) -> list[dict[str, Any]]:
         for stage, record in manifest.stages.items()
         for variant in record.variants
     ]
+
+
+def _launches(folder: Path, manifest: Manifest) -> dict[str, dict[str, float | int | None]]:
+    """Kernel launches: of an ONNX file counted from its graph, of an engine what its record tells."""
+    from mscope.export.launches import launches_of_bundle
+
+    counts: dict[str, dict[str, float | int | None]] = {
+        name: asdict(launches) for name, launches in launches_of_bundle(folder, manifest).items()
+    }
+    for record in manifest.stages.values():
+        for variant in record.variants:
+            if variant.backend != "onnx":
+                engine = load_engine_record(folder / variant.file)
+                counts[variant.file] = {"total": engine.launches, "per_block": engine.launches_per_block}
+    return counts

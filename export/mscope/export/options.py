@@ -1,14 +1,16 @@
-"""What can be asked of a build, and what this version cannot do yet."""
+"""What can be asked of a build."""
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from mscope.core.config import ModelConfig, config_for
 from mscope.core.errors import InputError
+from mscope.core.manifest import Precision
+from mscope.export.engine.wish import EngineWish
 
 
 @dataclass(frozen=True)
@@ -23,8 +25,9 @@ class BuildOptions:
         labels: a file of class names, one a line; None takes the names that belong to the size.
         eta: the exit threshold that the bundle runs with when none is given; None: the default of the manifest.
         parity: check the written graphs against PyTorch.
-        precision: of the graphs; `fp32` so far.
-        target: what they are built for; `onnx` so far.
+        precisions: what is wanted beside fp32, which is always written: fp16 and bf16 are derived from it here, int8
+            and fp8 by a derivation that the caller gives. What is asked for and not there at the end is an error.
+        engines: which engines; of the precisions asked for, of fp32 where none is.
     """
 
     config: ModelConfig
@@ -34,17 +37,15 @@ class BuildOptions:
     labels: Path | None = None
     eta: float | None = None
     parity: bool = True
-    precision: str = "fp32"
-    target: str = "onnx"
+    precisions: tuple[Precision, ...] = ()
+    engines: EngineWish = field(default_factory=EngineWish)
 
-    def check_supported(self) -> None:
-        """Raises InputError for a precision or target that is not there yet: never accepted and ignored."""
-        for value, only, option in (
-            (self.precision, "fp32", f"--{self.precision}"),
-            (self.target, "onnx", f"--target {self.target}"),
-        ):
-            if value != only:
-                raise InputError(f"{option}: this version builds fp32 ONNX only; leave the option out")
+    def check(self) -> None:
+        """Raises InputError for what cannot be asked."""
+        for precision in self.precisions:
+            if precision not in get_args(Precision):
+                raise InputError(f"unknown precision '{precision}': choose from {', '.join(get_args(Precision))}")
+        self.engines.check()
 
 
 def config_from_options(

@@ -10,21 +10,18 @@ from importlib.metadata import version
 
 import onnx
 import torch
-from onnx import TensorProto
 
 from mscope.core.contract import BATCH, OP_DOMAIN, OP_VERSION, OPSET, Graph, Stage, graph_for
-from mscope.core.errors import MscopeError
 from mscope.export import passes
 from mscope.export.functions import attach_functions
 from mscope.export.graphs import example_inputs, stage_module
+from mscope.export.interface import check_interface
 from mscope.export.translations import translation_table
 from mscope.model.backbone import Backbone
 
 # The version of the ONNX file format: the first with default values for a function's attributes. ONNX Runtime 1.17 and
 # TensorRT 10 read it.
 IR_VERSION = 9
-
-_ELEMENT_TYPES = {"float32": TensorProto.FLOAT, "int64": TensorProto.INT64}
 
 
 def onnx_from_model(model: Backbone, stage: Stage) -> onnx.ModelProto:
@@ -102,23 +99,3 @@ def _with_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
     """Adds the shapes of all intermediate values; TensorRT wants those of the custom ops."""
     shaped: onnx.ModelProto = onnx.shape_inference.infer_shapes(model, strict_mode=True)
     return shaped
-
-
-def check_interface(model: onnx.ModelProto, graph: Graph) -> None:
-    """Compares inputs and outputs with the contract: names, then dtypes, then axes. Raises MscopeError."""
-    for kind, expected, actual in (
-        ("inputs", graph.inputs, model.graph.input),
-        ("outputs", graph.outputs, model.graph.output),
-    ):
-        names = [value.name for value in actual]
-        if names != [tensor.name for tensor in expected]:
-            raise MscopeError(f"{graph.stage}: {kind} are {names}, the contract says {[t.name for t in expected]}")
-        for tensor, value in zip(expected, actual, strict=True):
-            element = value.type.tensor_type.elem_type
-            if element != _ELEMENT_TYPES[tensor.dtype]:
-                got = onnx.helper.tensor_dtype_to_np_dtype(element).name
-                raise MscopeError(f"{graph.stage}: {tensor.name} is {got}, the contract says {tensor.dtype}")
-            dims = value.type.tensor_type.shape.dim
-            axes = tuple(dim.dim_value if dim.HasField("dim_value") else dim.dim_param for dim in dims)
-            if axes != tensor.axes:
-                raise MscopeError(f"{graph.stage}: {tensor.name} has axes {axes}, the contract says {tensor.axes}")

@@ -18,11 +18,12 @@ import numpy.typing as npt
 import torch
 
 from mscope.core.bundle import load_manifest
-from mscope.core.cascade import confidence, exits_early, select_regions
+from mscope.core.cascade import select_regions
 from mscope.core.contract import Stage, graph_for
 from mscope.core.errors import ParityError
 from mscope.core.geometry import coarse_grid, regions_refined
 from mscope.core.manifest import Manifest, Parity
+from mscope.export.agreement import compare_exits, compare_selected
 from mscope.export.probes import probe_images
 from mscope.export.weights import weights_of_bundle
 from mscope.model import scan
@@ -64,7 +65,7 @@ class _Reference:
     def __init__(self, model: MambaScope, images: Floats) -> None:
         self._model = model
         self._image = torch.from_numpy(images).to(model.cls_token.dtype)
-        with _reference_scan():
+        with reference_scan():
             self._coarse = model.coarse(self._image)
         self.coarse_logits: Array = self._coarse.logits.double().numpy()
         self.importance: Array = self._coarse.importance.double().numpy()
@@ -75,7 +76,7 @@ class _Reference:
         key = selected.tobytes()
         if key not in self._fine:
             regions = torch.from_numpy(selected), torch.from_numpy(remaining)
-            with _reference_scan():
+            with reference_scan():
                 logits = self._model.fine(self._image, self._coarse.features, self._coarse.embeddings, *regions)
             self._fine[key] = logits.double().numpy()
         return self._fine[key]
@@ -122,7 +123,7 @@ def check_parity(model: Backbone, files: Mapping[Stage, Path], etas: tuple[float
 
 
 def _check_full(model: Backbone, files: Mapping[Stage, Path], images: Floats, etas: tuple[float, ...]) -> Parity:
-    with _reference_scan():
+    with reference_scan():
         single = model.forward_full(torch.from_numpy(images)).double().numpy()
         exact = copy.deepcopy(model).double().forward_full(torch.from_numpy(images).double()).numpy()
     tolerance = _tolerance(single, exact)
@@ -163,7 +164,7 @@ def _check_cascade(model: Backbone, files: Mapping[Stage, Path], images: Floats,
 
 
 @contextlib.contextmanager
-def _reference_scan() -> Iterator[None]:
+def reference_scan() -> Iterator[None]:
     """PyTorch on its reference scan, on one thread: split in two, the loop's small steps took four times as long."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -212,45 +213,3 @@ def _compare(name: str, kernel: Kernel, actual: npt.NDArray[Any], exact: Array, 
             f"float32 explains {tolerance:.2g}"
         )
     return error
-
-
-def compare_selected(selected: Ints, importance: Array, tolerance: float) -> float:
-    """Share of images with the same regions; others may differ by regions whose scores tolerance cannot tell apart.
-
-    Args:
-        selected: (n, K) what the graphs refined, in spatial order.
-        importance: (n, Nc) the model's scores.
-        tolerance: how far a score of the graph may be from the model's.
-
-    Raises:
-        ParityError: a region was refined that the model ranks lower by more than two such errors explain.
-    """
-    expected, _ = select_regions(importance, selected.shape[1])
-    for row, (got, wanted) in enumerate(zip(selected, expected, strict=True)):
-        scores, extra, missed = importance[row], np.setdiff1d(got, wanted), np.setdiff1d(wanted, got)
-        if extra.size and scores[missed].max() - scores[extra].min() > 2 * tolerance:
-            raise ParityError(
-                f"the exported graph refines regions {extra.tolist()} of probe image {row} "
-                f"where the model refines {missed.tolist()}"
-            )
-    return float((selected == expected).all(axis=1).mean())
-
-
-def compare_exits(actual: npt.NDArray[Any], exact: Array, etas: tuple[float, ...], tolerance: float) -> float:
-    """Share of images with the same exit decision at every eta, of coarse logits (n, classes) from graph and model.
-
-    Compared at `etas` and between any two of the model's confidences.
-
-    Raises:
-        ParityError: a decision differs although the confidence is further from eta than `tolerance` of the logits.
-    """
-    sure, expected = confidence(actual), confidence(exact)
-    ranked = np.sort(expected)
-    agreed = np.ones(len(sure), dtype=bool)
-    for eta in (*etas, *((ranked[1:] + ranked[:-1]) / 2).tolist()):
-        differs = exits_early(sure, eta) != exits_early(expected, eta)
-        # The largest probability moves by at most half as much as the logits do.
-        if np.any(differs & (np.abs(expected - eta) > tolerance)):
-            raise ParityError(f"the exported graph exits early on other images than the model at eta {eta:.4g}")
-        agreed &= ~differs
-    return float(agreed.mean())

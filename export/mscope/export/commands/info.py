@@ -61,4 +61,10 @@ def _print(content: dict[str, Any]) -> None:
         typer.echo(f"  weights    {origin}")
     for variant in content["variants"]:
         kind = f"{variant['backend']} {variant['precision']}"
-        typer.echo(f"  {variant['file']:<12} {variant['stage']}, {kind}, {variant['bytes'] / 1e6:.1f} MB")
+        launches = content["launches"][variant["file"]]
+        told = (
+            ""
+            if launches["per_block"] is None
+            else f", {launches['total']} launches, {launches['per_block']:g} a block"
+        )
+        typer.echo(f"  {variant['file']:<12} {variant['stage']}, {kind}, {variant['bytes'] / 1e6:.1f} MB{told}")

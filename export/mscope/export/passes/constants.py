@@ -10,8 +10,8 @@ import onnx
 from onnx import numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from mscope.export.graphs import PREFIX
 from mscope.export.passes.edit import (
+    PREFIX,
     Array,
     add_initializer,
     constants,

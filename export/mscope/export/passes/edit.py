@@ -11,6 +11,8 @@ import onnx
 from onnx import numpy_helper
 
 Array = npt.NDArray[np.generic]
+# Of parameters' names in a traced graph: the attribute that mscope.export.graphs.StageModule holds the network in.
+PREFIX = "model."
 _NAMED_ELEMENTS = 8
 
 

@@ -12,7 +12,7 @@ from collections import Counter
 import onnx
 
 from mscope.core.contract import BATCH, OP_DOMAIN
-from mscope.export.graphs import PREFIX
+from mscope.export.passes.edit import PREFIX
 from mscope.export.translations import OP_OUTPUTS
 
 _SCOPES = "pkg.torch.onnx.name_scopes"

@@ -1,0 +1,128 @@
+"""The two libraries that build engines. Their Python API is one; what differs is written down here."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+from mscope.core.engine import Flavour
+from mscope.core.errors import BackendError, InputError
+
+AUTO = "auto"
+ONNX_ONLY = "onnx"
+TARGETS = (AUTO, ONNX_ONLY, "trt", "trt-rtx")
+_OLDEST = 10
+
+
+@dataclass(frozen=True)
+class Library:
+    """One flavour: as `--target` names it, as a bundle's variants name it, and the Python module that it is."""
+
+    target: str
+    flavour: Flavour
+    module: str
+    how_to_get: str
+
+    @property
+    def installed(self) -> bool:
+        """Whether the module is there; does not import it."""
+        return importlib.util.find_spec(self.module) is not None
+
+
+LIBRARIES: dict[str, Library] = {
+    "trt": Library(
+        "trt",
+        "tensorrt",
+        "tensorrt",
+        "on a Jetson it comes with JetPack (docs/jetson.md), elsewhere: pip install tensorrt, from NVIDIA's index",
+    ),
+    "trt-rtx": Library("trt-rtx", "tensorrt-rtx", "tensorrt_rtx", "pip install tensorrt-rtx (x86_64, desktop GPUs)"),
+}
+
+
+def library_for(target: str) -> Library:
+    """The library of a `--target` that names one, installed.
+
+    Raises:
+        InputError: no such target. BackendError: its module is not installed; says how to get it.
+    """
+    if target not in LIBRARIES:
+        raise InputError(f"unknown target '{target}': choose one of {', '.join(TARGETS)}")
+    library = LIBRARIES[target]
+    if not library.installed:
+        raise BackendError(f"--target {target}: the Python module {library.module} is not here: {library.how_to_get}")
+    return library
+
+
+def choose_library(target: str, *, gpu_here: bool, gpus_named: bool) -> tuple[Library | None, str]:
+    """What a `--target` stands for on this machine, and a line that says why where "auto" builds no engines.
+
+    "auto" takes TensorRT where a GPU is, else TensorRT-RTX where a GPU is or was named with --gpu, else none.
+
+    Raises:
+        InputError: unknown. BackendError: named and not installed.
+    """
+    if target == ONNX_ONLY:
+        return None, ""
+    if target != AUTO:
+        return library_for(target), ""
+    full, rtx = LIBRARIES["trt"], LIBRARIES["trt-rtx"]
+    if gpus_named:
+        # TensorRT itself builds for the GPU it sees and no other.
+        return library_for("trt-rtx"), ""
+    if not gpu_here:
+        return None, "no engines: no NVIDIA GPU here (--gpu sm_XX names one for TensorRT-RTX to build for)"
+    for library in (full, rtx):
+        if library.installed:
+            return library, ""
+    return None, f"no engines: neither {full.module} nor {rtx.module} is installed"
+
+
+def load(library: Library) -> ModuleType:
+    """Imports the library. Raises BackendError where that fails or where it is older than TensorRT 10."""
+    try:
+        module = importlib.import_module(library.module)
+    except (ImportError, OSError) as error:
+        raise BackendError(f"{library.module} cannot be imported ({error}): {library.how_to_get}") from None
+    if library.flavour == "tensorrt" and major(module) < _OLDEST:
+        raise BackendError(f"TensorRT {module.__version__} is too old: strongly typed plugins need {_OLDEST} or newer")
+    return module
+
+
+def major(module: ModuleType) -> int:
+    """The library's major version."""
+    return int(str(module.__version__).split(".")[0])
+
+
+def network_flags(module: ModuleType) -> int:
+    """Flags for create_network: STRONGLY_TYPED where the library knows the flag.
+
+    TensorRT 11 has no other networks and may lack the flag; TensorRT 10 would otherwise choose types on its own.
+
+    Raises:
+        BackendError: TensorRT 10 without the flag, which no release is.
+    """
+    flag = getattr(module.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
+    if flag is not None:
+        return 1 << int(flag)
+    if module.__name__ == "tensorrt" and major(module) < 11:
+        raise BackendError(f"TensorRT {module.__version__} has no strongly typed networks: use 10.0 or newer")
+    return 0
+
+
+def check_gpus(module: ModuleType, gpus: tuple[str, ...]) -> dict[str, Any]:
+    """The library's names of compute capabilities, by ours. Raises InputError where it lacks one of `gpus`."""
+    known: Any = getattr(module, "ComputeCapability", None)
+    names = [] if known is None else [name for name in known.__members__ if name[2:].isdigit()]
+    members = {f"sm_{name[2:]}": known.__members__[name] for name in names}
+    missing = [name for name in gpus if name not in members]
+    if missing:
+        able = ", ".join(sorted(members, key=lambda name: int(name[3:]))) or "the GPU it runs on"
+        raise InputError(
+            f"--gpu {','.join(missing)}: {module.__name__} {module.__version__} builds for {able}; for another device "
+            "copy the bundle there and run 'mscope-export build --from BUNDLE --target trt' on it"
+        )
+    return members

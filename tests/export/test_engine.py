@@ -1,0 +1,398 @@
+"""Engines: what is asked, what is proved of them, the cache, and a builder that fails in every way it can."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+from mscope.core.errors import BackendError, InputError
+from mscope.export.engine import cache, device, flavour, plan
+from mscope.export.engine.layers import launches, launches_per_block, layers_of_inspector, layers_of_log, nodes_of
+from mscope.export.engine.process import build_in_process
+from mscope.export.engine.proof import prove_engine
+from mscope.export.engine.request import BuildResult, EngineLayer, EngineRequest, NetworkLayer
+from mscope.export.engine.wish import EngineWish
+from mscope.export.engine.worker import build as build_here
+from mscope.export.launches import launches_of
+from mscope.export.precision.typed import typed_graph
+from strict_tensorrt import STRONGLY_TYPED_BIT, make_module
+
+
+@pytest.fixture(autouse=True)
+def own_data_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MSCOPE_HOME", str(tmp_path / "home"))
+
+
+def request_for(tmp_path: Path, **changes: Any) -> EngineRequest:
+    fields = {
+        "flavour": "tensorrt-rtx", "stage": "coarse", "precision": "fp32", "onnx": str(tmp_path / "coarse.onnx"),
+        "engine": str(tmp_path / "coarse.engine"), "plugin": None, "gpus": ("sm_89",), "shapes": {"image": (3, 24, 40)},
+        "batch": (1, 2, 4),
+    }  # fmt: skip
+    return EngineRequest(**(fields | changes))
+
+
+# What is asked for.
+
+
+def test_gpus_and_batches_are_read() -> None:
+    assert device.parse_gpus("sm_89, SM_120,sm_89") == ("sm_89", "sm_120")
+    assert device.parse_gpus(None) == ()
+    assert device.parse_batch("1,4,16") == (1, 4, 16)
+    assert device.parse_batch("8") == (8, 8, 8)
+    for text in ("89", "sm_8", "", "sm_89;sm_90", "sm_x9"):
+        with pytest.raises(InputError, match="compute capabilities such as"):
+            device.parse_gpus(text)
+    for text in ("0", "4,2,8", "1,2", "", "1,2,3,4", "-1,1,1", "a"):
+        with pytest.raises(InputError, match="MIN,OPT,MAX"):
+            device.parse_batch(text)
+
+
+def test_auto_builds_engines_only_where_they_can_be_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    installed = {"tensorrt_rtx"}
+    monkeypatch.setattr(flavour.Library, "installed", property(lambda self: self.module in installed))
+    choose = flavour.choose_library
+    library, note = choose("auto", gpu_here=False, gpus_named=False)
+    assert library is None
+    assert "no NVIDIA GPU here" in note
+    named, _ = choose("auto", gpu_here=False, gpus_named=True)
+    assert named is not None
+    assert named.target == "trt-rtx"
+    installed.add("tensorrt")
+    full, _ = choose("auto", gpu_here=True, gpus_named=False)
+    assert full is not None
+    assert full.target == "trt"
+    installed.clear()
+    assert choose("auto", gpu_here=True, gpus_named=False)[0] is None
+    assert choose("onnx", gpu_here=True, gpus_named=False) == (None, "")
+    with pytest.raises(BackendError, match="module tensorrt is not here: on a Jetson it comes with JetPack"):
+        choose("trt", gpu_here=True, gpus_named=False)
+    with pytest.raises(InputError, match="unknown target 'rtx'"):
+        choose("rtx", gpu_here=True, gpus_named=False)
+
+
+def test_what_cannot_be_had_is_said_before_anything_is_built(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mscope.export.engine.derive.gpu_here", lambda: None)
+    with pytest.raises(InputError, match=r"sm_87: tensorrt_rtx .* builds for sm_75, .*--from BUNDLE --target trt"):
+        plan.plan_engines(EngineWish("trt-rtx", ("sm_87",), ops="function"))
+    with pytest.raises(BackendError, match="no NVIDIA GPU or driver here; name the GPU to build for"):
+        plan.plan_engines(EngineWish("trt-rtx", ops="function"))
+    with pytest.raises(InputError, match="--gpu belongs to engines"):
+        plan.plan_engines(EngineWish("onnx", ("sm_89",)))
+    monkeypatch.setattr("mscope.plugins.trt.why_missing", lambda: "it is not built")
+    with pytest.raises(BackendError, match="--ops plugin: it is not built"):
+        plan.plan_engines(EngineWish("trt-rtx", ("sm_89",), ops="plugin"))
+    told = plan.plan_engines(EngineWish("trt-rtx", ("sm_89",)))
+    assert "compiled function bodies, far slower than the plugin: it is not built" in told.warning
+    monkeypatch.setattr(flavour.Library, "installed", property(lambda self: True))
+    with pytest.raises(InputError, match="TensorRT builds for the GPU it runs on only"):
+        plan.plan_engines(EngineWish("trt", ("sm_87",), ops="function"))
+
+
+# TensorRT itself, by a module with its signatures.
+
+
+@pytest.mark.parametrize(("version", "flags"), [("10.3.0", STRONGLY_TYPED_BIT), ("10.16.1", 2), ("11.1.0", 0)])
+def test_the_network_is_strongly_typed_in_every_version(
+    version: str, flags: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exported: dict[str, onnx.ModelProto]
+) -> None:
+    module = make_module(version)
+    monkeypatch.setitem(sys.modules, "tensorrt", module)
+    onnx.save(exported["coarse"], tmp_path / "coarse.onnx")
+    timing = tmp_path / "cache" / "timing.cache"
+    request = request_for(tmp_path, flavour="tensorrt", gpus=(), timing_cache=str(timing))
+    result = build_here(request, os.getppid())
+    assert (result.error, result.version, result.strongly_typed) == ("", version, True)
+    calls = dict(module.calls)
+    assert calls["create_network"] == flags
+    assert calls["flags"] == set(), "TF32 is not fp32"
+    assert calls["profile"] == {"image": ((1, 3, 24, 40), (2, 3, 24, 40), (4, 3, 24, 40))}
+    assert (tmp_path / "coarse.engine").read_bytes() == b"plan"
+    assert timing.read_bytes() == b"timed"
+    timing.write_bytes(b"foreign")
+    assert build_here(request, os.getppid()).error == ""
+
+
+def test_where_a_gpu_is_the_inspector_lists_the_layers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exported: dict[str, onnx.ModelProto]
+) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt", make_module("10.3.0"))
+    onnx.save(exported["coarse"], tmp_path / "coarse.onnx")
+    request = request_for(tmp_path, flavour="tensorrt", gpus=())
+    monkeypatch.setattr("mscope.export.engine.worker.gpu_here", lambda: None)
+    assert build_here(request, os.getppid()).layers_from == ""
+    monkeypatch.setattr("mscope.export.engine.worker.gpu_here", lambda: device.Gpu("Orin", "sm_87"))
+    result = build_here(request, os.getppid())
+    assert (result.layers_from, [layer.kind for layer in result.layers]) == ("inspector", ["gemm"])
+
+
+DRIVER = """
+#include <string.h>
+int cuInit(unsigned flags) { return INIT; }
+int cuDeviceGet(int *device, int ordinal) { *device = 3; return ordinal; }
+int cuDeviceGetName(char *name, int length, int device) { strncpy(name, "Orin", length); return device != 3; }
+int cuDeviceGetAttribute(int *value, int attribute, int device)
+{ *value = attribute == 75 ? 8 : 7; return device != 3; }
+"""
+
+
+@pytest.mark.parametrize("status", [0, 100])
+def test_the_gpu_is_found_through_the_driver_alone(
+    status: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiler = shutil.which("cc") or shutil.which("gcc")
+    if compiler is None:
+        pytest.skip("no C compiler for the stand-in of the driver")
+    (tmp_path / "driver.c").write_text(DRIVER.replace("INIT", str(status)))
+    library = tmp_path / "libcuda.so.1"
+    subprocess.run([compiler, "-shared", "-fPIC", "-o", library, tmp_path / "driver.c"], check=True)
+    load = device.ctypes.CDLL
+    monkeypatch.setattr(
+        device.ctypes, "CDLL", lambda name: load(str(library)) if name == "libcuda.so.1" else load(name)
+    )
+    assert device.gpu_here() == (device.Gpu("Orin", "sm_87") if status == 0 else None)
+
+
+def test_a_builder_without_a_plan_says_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exported: dict[str, onnx.ModelProto]
+) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt", make_module("10.3.0", None))
+    onnx.save(exported["coarse"], tmp_path / "coarse.onnx")
+    result = build_here(request_for(tmp_path, flavour="tensorrt", gpus=()), os.getppid())
+    assert result.error == "tensorrt 10.3.0: no tactic for layers.0/mixer/in_proj"
+    assert not (tmp_path / "coarse.engine").exists()
+
+
+@pytest.mark.parametrize("version", ["8.6.1", "9.3.0"])
+def test_old_versions_are_refused(version: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt", make_module(version))
+    with pytest.raises(BackendError, match=r"is too old: .* need 10 or newer"):
+        build_here(request_for(tmp_path, flavour="tensorrt", gpus=()), os.getppid())
+
+
+# A child process that misbehaves.
+
+
+@pytest.fixture
+def worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], str]:
+    def write(body: str) -> str:
+        code = "import json, os, pathlib, sys, time\nasked, answer, parent = sys.argv[1:]\n" + textwrap.dedent(body)
+        (tmp_path / "bad_worker.py").write_text(code)
+        monkeypatch.syspath_prepend(tmp_path)
+        return "bad_worker"
+
+    return write
+
+
+def test_an_abort_of_the_builder_is_one_line(tmp_path: Path, worker: Callable[[str], str]) -> None:
+    module = worker("print('last words', file=sys.stderr, flush=True); os.abort()")
+    with pytest.raises(BackendError, match=r"coarse fp32: the builder was ended by SIGABRT after 'last words'; no eng"):
+        build_in_process(request_for(tmp_path), module=module)
+    with pytest.raises(BackendError, match="ended with status 3 without a word"):
+        build_in_process(request_for(tmp_path), module=worker("sys.exit(3)"))
+
+
+def test_errors_of_the_child_keep_their_kind(tmp_path: Path, worker: Callable[[str], str]) -> None:
+    write = "pathlib.Path(answer).write_text(json.dumps({{'error': 'no such thing', 'usage': {}}}))"
+    with pytest.raises(InputError, match=r"^no such thing$"):
+        build_in_process(request_for(tmp_path), module=worker(write.format(True)))
+    with pytest.raises(BackendError, match="engine coarse fp32: no such thing"):
+        build_in_process(request_for(tmp_path), module=worker(write.format(False)))
+
+
+def test_progress_is_told_and_strange_lines_are_not(tmp_path: Path, worker: Callable[[str], str]) -> None:
+    module = worker("""
+        print('a banner of the library', flush=True)
+        print(json.dumps({'kind': 'step', 'text': 'Optimizing graph', 'step': 2, 'of': 30}), flush=True)
+        pathlib.Path(answer).write_text('{}')
+    """)
+    told: list[str] = []
+    build_in_process(request_for(tmp_path), told.append, module=module)
+    assert told == ["tensorrt-rtx engine coarse fp32: Optimizing graph 2/30"]
+
+
+def test_ctrl_c_ends_the_child_at_once(tmp_path: Path, worker: Callable[[str], str]) -> None:
+    module = worker(f"""
+        import signal
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        pathlib.Path({str(tmp_path / "pid")!r}).write_text(str(os.getpid()))
+        time.sleep(60)
+    """)
+
+    def interrupt() -> None:
+        while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text():
+            time.sleep(0.02)
+        # As a terminal does it: to the thread that waits for the child's lines.
+        signal.pthread_kill(waiting, signal.SIGINT)
+
+    waiting = threading.get_ident()
+    threading.Thread(target=interrupt, daemon=True).start()
+    start = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        build_in_process(request_for(tmp_path), module=module)
+    assert time.monotonic() - start < 30
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((tmp_path / "pid").read_text()), 0)
+
+
+# What is proved.
+
+
+def network(*kinds: tuple[str, str, str]) -> tuple[NetworkLayer, ...]:
+    return tuple(NetworkLayer(name=name, kind=kind, inputs=(t, t), outputs=(t,)) for name, kind, t in kinds)
+
+
+@pytest.fixture
+def proof_case(exported: dict[str, onnx.ModelProto], tmp_path: Path) -> tuple[onnx.ModelProto, EngineRequest, Any]:
+    """A typed graph, its request with a plugin, and a function that makes a result of layers, honest by default."""
+    model = typed_graph(exported["coarse"], "fp16")
+    nodes = [node for node in model.graph.node if node.op_type in ("MatMul", "Gemm")]
+    ops = [node.name for node in model.graph.node if node.domain]
+    honest = network(
+        *((node.name, "MATRIX_MULTIPLY", "float16") for node in nodes),
+        *((name, "PLUGIN_V3", "float16") for name in ops),
+    )
+    listed = tuple(
+        EngineLayer(name=f"{layer.name}_U1_myl0_{i}", kind="gemm", types=("float16",)) for i, layer in enumerate(honest)
+    )
+
+    def result(**changes: Any) -> BuildResult:
+        fields = {"strongly_typed": True, "network": honest, "layers": listed, "layers_from": "builder"}
+        return BuildResult(**(fields | changes))
+
+    return model, request_for(tmp_path, precision="fp16", plugin="libmscope_trt.so"), result
+
+
+def test_an_honest_engine_is_proved(proof_case: Any) -> None:
+    model, request, result = proof_case
+    proof = prove_engine(model, request, result())
+    assert (proof.ops_by_plugin, proof.products, proof.proved) == (6, 14, 14)
+    assert "14 of 14 products shown" in proof.describe()
+    without = prove_engine(model, request, result(layers=(), layers_from=""))
+    assert "no list of the engine's layers" in without.describe()
+
+
+def test_a_dishonest_engine_is_not(proof_case: Any) -> None:
+    model, request, result = proof_case
+    honest, listed = result().network, result().layers
+    with pytest.raises(BackendError, match="not strongly typed"):
+        prove_engine(model, request, result(strongly_typed=False))
+    with pytest.raises(BackendError, match="5 of 6 ops became plugin layers"):
+        prove_engine(model, request, result(network=honest[:-1]))
+    with pytest.raises(BackendError, match="1 layers are loops"):
+        prove_engine(model, request, result(network=(*honest, *network(("x", "RECURRENCE", "float32")))))
+    wide = tuple(layer.model_copy(update={"outputs": ("float32",)}) for layer in honest[:1])
+    with pytest.raises(BackendError, match=r"patch_embed/MatMul computes in .*float32.*, not float16"):
+        prove_engine(model, request, result(network=(*wide, *honest[1:])))
+    slow = listed[3].model_copy(update={"types": ("float32",)})
+    with pytest.raises(BackendError, match=r"the engine computes layers\.0/mixer/x_proj_b in float32, not float16"):
+        prove_engine(model, request, result(layers=(*listed[:3], slow, *listed[4:])))
+    with pytest.raises(BackendError, match="1 ops are not among the engine's layers"):
+        prove_engine(model, request, result(layers=listed[:-1]))
+
+
+def test_layers_are_read_from_the_builders_list() -> None:
+    scalar = "{ Name: alpha, Dimensions: [1], Strides: [1], Datatype: Float, Format: x }"
+    message = (
+        "Layers:\nName: layers.0/mixer/in_proj_U9_myl0_10, LayerType: gemm, Inputs: [ { Name: a, Dimensions: [-1,64], "
+        f"Strides: [64,1], Datatype: Half, Format: y }}], Constants: [{scalar}], Outputs: [], TacticName: t, Metadata: "
+        "[ONNX Layer: layers.0/mixer/in_proj]\nName: __myl_Add_myl0_11, LayerType: kgen, Inputs: [], Metadata: \n"
+        "[ONNX Layer: node_of_x | layers.1/mixer/Scan (Scan)][ONNX Layer: layers.1/norm/Pow]\n"
+        "Name: w, LayerType: wait, Inputs: [], Metadata: \nBindings:\n Name: image, DataType: Float, Dimensions: [-1]\n"
+    )
+    layers = layers_of_log(message)
+    assert [(layer.kind, layer.types) for layer in layers] == [("gemm", ("float16",)), ("kgen", ()), ("wait", ())]
+    assert layers[1].nodes == ("layers.1/mixer/Scan", "layers.1/norm/Pow")
+    assert len(launches(layers)) == 2
+    assert launches_per_block(layers) == 1.0
+    assert layers_of_log("Engine generation completed") == ()
+    assert nodes_of("[ONNX Layer: a][ONNX Layer: a]") == ("a",)
+
+
+def test_layers_are_read_from_the_inspector() -> None:
+    layer = {
+        "Name": "layers.0/mixer/in_proj_myl0_3", "LayerType": "gemm",
+        "Inputs": [{"Name": "a", "Dimensions": [-1, 64], "Format/Datatype": "Half"}],
+        "Outputs": [{"Name": "b", "Dimensions": [-1, 128], "Format/Datatype": "Float, linear"}],
+        "Metadata": "[ONNX Layer: layers.0/mixer/in_proj]",
+    }  # fmt: skip
+    (read,) = layers_of_inspector(json.dumps({"Layers": [layer], "Bindings": []}))
+    assert (read.types, read.nodes) == (("float16", "float32"), ("layers.0/mixer/in_proj",))
+
+
+# The cache.
+
+
+def test_the_cache_gives_back_what_was_kept_and_nothing_else(tmp_path: Path) -> None:
+    engine, copy = tmp_path / "a.engine", tmp_path / "b.engine"
+    engine.write_bytes(b"plan")
+    key = cache.cache_key(graph="1", gpus=("sm_89",))
+    assert key != cache.cache_key(graph="1", gpus=("sm_86",))
+    assert cache.take(key, copy) is None
+    cache.keep(key, engine, BuildResult(version="10.3"))
+    found = cache.take(key, copy)
+    assert found is not None
+    assert (found.version, copy.read_bytes()) == ("10.3", b"plan")
+    (cache.cache_folder() / f"{key}.engine").write_bytes(b"plam")
+    copy.unlink()
+    assert cache.take(key, copy) is None
+    assert not copy.exists()
+
+
+def test_the_cache_does_not_grow_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache, "_KEPT", 2)
+    engine = tmp_path / "a.engine"
+    engine.write_bytes(b"plan")
+    for number in range(4):
+        cache.keep(f"key{number}", engine, BuildResult())
+        os.utime(cache.cache_folder() / f"key{number}.json", (number, number))
+    cache.keep("key9", engine, BuildResult())
+    assert {path.stem for path in cache.cache_folder().iterdir()} == {"key3", "key9"}
+
+
+# Launches.
+
+
+def test_launches_are_counted_from_the_graph(exported: dict[str, onnx.ModelProto]) -> None:
+    for precision in ("fp32", "fp16"):
+        graph = exported["coarse"] if precision == "fp32" else typed_graph(exported["coarse"], precision)
+        counted = launches_of(graph)
+        # Norm with the sum before it, four products, two ops; casts go with what is beside them.
+        assert counted.per_block == 7
+        assert counted.heavy == 6 * 3 + 2
+        importance = sum(node.op_type == "ReduceMax" for node in graph.graph.node)
+        # Pooling, the sum with the positions before the first norm, norm_f: no more outside the blocks.
+        assert counted.total <= 7 * 3 + 2 + importance + 3
+
+
+def test_connected_nodes_are_one_launch_and_a_product_divides_them() -> None:
+    node, value = onnx.helper.make_node, onnx.helper.make_tensor_value_info
+    floats = onnx.TensorProto.FLOAT
+    chain = [
+        node("Exp", ["x"], ["a"], name="a"), node("Neg", ["a"], ["b"], name="b"), node("Reshape", ["b", "s"], ["c"]),
+        node("MatMul", ["c", "w"], ["d"], name="product"), node("Exp", ["d"], ["e"], name="e"),
+        node("Add", ["e", "b"], ["y"], name="sum"), node("Abs", ["x"], ["z"], name="apart"),
+    ]  # fmt: skip
+    weights = [
+        onnx.numpy_helper.from_array(np.zeros((2, 2), np.float32), "w"),
+        onnx.numpy_helper.from_array(np.array([-1, 2]), "s"),
+    ]
+    ends = [value("y", floats, ["batch", 2]), value("z", floats, ["batch", 2])]
+    graph = onnx.helper.make_graph(chain, "g", [value("x", floats, ["batch", 2])], ends, weights)
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=9)
+    # {Exp, Neg, Reshape}, {MatMul}, {Exp, Add}, {Abs}.
+    assert launches_of(onnx.shape_inference.infer_shapes(model)).total == 4

@@ -1,0 +1,166 @@
+"""Real engines without a GPU: TensorRT-RTX builds both stages with our plugin, and its list of layers is held to it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mscope.core.bundle import load_manifest
+from mscope.core.config import ModelConfig, config_for
+from mscope.core.engine import load_engine_record
+from mscope.core.errors import BackendError
+from mscope.export.build import build_bundle
+from mscope.export.engine import cache
+from mscope.export.engine.wish import EngineWish
+from mscope.export.info import info_from_bundle
+from mscope.export.options import BuildOptions
+from mscope.export.revise import revise_bundle
+from mscope.plugins import build_trt, trt
+from mscope.plugins.build import BuildError
+from mscope.plugins.trt_options import PluginBuild
+
+pytest.importorskip("tensorrt_rtx", reason="pip install tensorrt-rtx")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def plugin(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The plugin library: the installed one, else one built for the test; the data folder of its own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MSCOPE_HOME", str(tmp_path_factory.mktemp("home")))
+        if trt.why_missing():
+            folder = tmp_path_factory.mktemp("native")
+            try:
+                build_trt.build_trt(PluginBuild(only=("89",), output=folder))
+            except BuildError as error:
+                pytest.skip(f"no plugin library and none can be built: {error}")
+            patch.setenv("MSCOPE_PLUGIN_DIR", str(folder))
+        yield
+
+
+def check_engines(folder: Path, report: Any, precision: str, depth: int) -> None:
+    """Both engines of a precision: proved, with the plugin's layers and no fallback body, seven launches a block."""
+    manifest = load_manifest(folder)
+    for stage, record in manifest.stages.items():
+        (variant,) = [v for v in record.variants if (v.backend, v.precision) == ("tensorrt-rtx", precision)]
+        proof = report.steps.engine_proofs[variant.file]
+        assert proof.ops_by_plugin == 2 * depth
+        assert proof.source == "builder"
+        assert proof.proved == proof.products == 4 * depth + (4 if stage == "fine" else 2)
+        engine = load_engine_record(folder / variant.file)
+        assert engine.compute_capabilities == ("sm_89",)
+        assert (engine.gpu_name, engine.stage, engine.precision) == ("", stage, precision)
+        assert (
+            engine.graph_sha256
+            == manifest.files[f"{stage}{'' if precision == 'fp32' else '.' + precision}.onnx"].sha256
+        )
+        assert engine.plugin_sha256 is not None
+        assert engine.batch == (1, 2, 4)
+        # norm with the sum before it, in_proj, conv, two x_proj, scan, out_proj
+        assert engine.launches_per_block == 7
+        assert {variant.file, f"{variant.file}.json"} <= set(manifest.files)
+        # A plain plan: what TensorRT wrote, nothing in front of it.
+        assert (folder / variant.file).read_bytes()[1:4] == b"trt"
+
+
+WISH = EngineWish("trt-rtx", ("sm_89",), (1, 2, 4), "plugin")
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any, Any]:
+    """The digits bundle with fp16, then engines of fp16, then of fp32; and both reports."""
+    folder = tmp_path_factory.mktemp("digits") / "bundle"
+    config = config_for("digits")
+    first = build_bundle(BuildOptions(config, out=folder, precisions=("fp16",), engines=WISH))
+    second = revise_bundle(folder, ("fp32",), WISH)
+    return folder, first, second
+
+
+def test_both_engines_of_digits_with_the_plugin(digits: tuple[Path, Any, Any]) -> None:
+    folder, first, second = digits
+    check_engines(folder, first, "fp16", 6)
+    check_engines(folder, second, "fp32", 6)
+    launches = info_from_bundle(folder)["launches"]
+    assert launches["coarse.fp16.tensorrt-rtx.engine"]["per_block"] == launches["coarse.fp16.onnx"]["per_block"] == 7
+    assert all(" not run" not in report.name for report in second.steps.reports)
+    assert [r.not_run != "" for r in second.steps.reports if r.backend == "tensorrt-rtx"]
+
+
+def test_the_same_engine_is_not_built_twice(digits: tuple[Path, Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    def build_again(*arguments: Any) -> Any:
+        raise AssertionError("the cache has it")
+
+    monkeypatch.setattr("mscope.export.engine.derive.build_in_process", build_again)
+    folder, _, _ = digits
+    before = (folder / "fine.fp16.tensorrt-rtx.engine").read_bytes()
+    revise_bundle(folder, ("fp16",), WISH, parity=False)
+    assert (folder / "fine.fp16.tensorrt-rtx.engine").read_bytes() == before
+    with pytest.raises(AssertionError, match="the cache has it"):
+        revise_bundle(folder, ("fp16",), EngineWish("trt-rtx", ("sm_89",), (1, 2, 5), "plugin"), parity=False)
+
+
+@pytest.fixture(scope="module")
+def tiny(small: Callable[..., ModelConfig], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One block, fp32 and fp16 graphs."""
+    folder = tmp_path_factory.mktemp("tiny") / "bundle"
+    build_bundle(BuildOptions(small(depth=1), seed=1, out=folder, precisions=("fp16",)))
+    return folder
+
+
+def test_function_bodies_are_compiled_where_asked(tiny: Path) -> None:
+    report = revise_bundle(tiny, ("fp32",), EngineWish("trt-rtx", ("sm_120",), ops="function"))
+    assert "compiled function bodies, far slower than the plugin, as asked" in report.warnings[-1]
+    engine = load_engine_record(tiny / "coarse.fp32.tensorrt-rtx.engine")
+    assert engine.plugin_sha256 is None
+    proof = report.steps.engine_proofs["coarse.fp32.tensorrt-rtx.engine"]
+    assert (proof.ops_by_plugin, proof.proved) == (0, proof.products)
+    json.dumps(report.to_json())
+
+
+def test_a_graph_that_the_parser_refuses_leaves_the_bundle_as_it_was(
+    digits: tuple[Path, Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, _, _ = digits
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    monkeypatch.setattr("mscope.export.engine.derive.onnx_file", lambda *arguments: "manifest.json")
+    monkeypatch.setattr(cache, "take", lambda *arguments: None)
+    with pytest.raises(BackendError, match="tensorrt-rtx engine coarse fp16"):
+        revise_bundle(folder, ("fp16",), WISH, parity=False)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert [path.name for path in folder.parent.iterdir()] == ["bundle"]
+
+
+def test_a_gpu_without_fp32_products_is_told_in_the_builders_words(tiny: Path) -> None:
+    before = sorted(path.name for path in tiny.iterdir())
+    with pytest.raises(BackendError, match=r"coarse fp32: .*FP32 GEMM is not supported"):
+        revise_bundle(tiny, ("fp32",), EngineWish("trt-rtx", ("sm_75",), ops="plugin"))
+    assert sorted(path.name for path in tiny.iterdir()) == before
+    # The fp16 graph has no float32 product, the head included.
+    report = revise_bundle(tiny, ("fp16",), EngineWish("trt-rtx", ("sm_75",), ops="plugin"))
+    assert all(proof.proved == proof.products for proof in report.steps.engine_proofs.values())
+
+
+@pytest.mark.slow
+def test_both_engines_of_ti_with_the_plugin(tmp_path: Path) -> None:
+    folder = tmp_path / "bundle"
+    options = BuildOptions(config_for("ti"), seed=0, out=folder, parity=False, precisions=("fp16",), engines=WISH)
+    check_engines(folder, build_bundle(options), "fp16", 24)
+    check_engines(folder, revise_bundle(folder, ("fp32",), WISH, parity=False), "fp32", 24)
+
+
+def test_the_gpu_here_is_named_too() -> None:
+    """Otherwise TensorRT-RTX builds for every GPU that it knows, and the record would name one."""
+    import tensorrt_rtx
+
+    from mscope.export.engine.worker import set_gpus
+
+    builder = tensorrt_rtx.Builder(tensorrt_rtx.Logger(tensorrt_rtx.Logger.ERROR))
+    config = builder.create_builder_config()
+    set_gpus(tensorrt_rtx, config, ())
+    assert config.num_compute_capabilities == 1
+    assert config.get_compute_capability(0) == tensorrt_rtx.ComputeCapability.CURRENT
+    set_gpus(tensorrt_rtx, config, ("sm_89", "sm_120"))
+    assert config.num_compute_capabilities == 2

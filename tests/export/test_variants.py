@@ -1,0 +1,290 @@
+"""Variants are compared with the reference, held to bounds that follow from their precision, and added whole or not."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+
+from mscope.core.bundle import load_manifest, record_of, write_manifest
+from mscope.core.config import ModelConfig, config_for
+from mscope.core.contract import Stage
+from mscope.core.errors import MscopeError, ParityError
+from mscope.core.manifest import Manifest, Variant
+from mscope.export.bounds import ROUNDING, roundings, tolerance
+from mscope.export.build import build_bundle
+from mscope.export.extend import Derive, extend_bundle, new_file
+from mscope.export.options import BuildOptions
+from mscope.export.reference import GraphReference
+from mscope.export.revise import revise_bundle
+from mscope.export.variants import compare_variants, measure
+from mscope.export.verification import raise_problems, verify
+from mscope.model.checkpoint import model_from_seed
+
+Small = Callable[..., ModelConfig]
+
+
+@pytest.fixture(autouse=True)
+def own_data_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MSCOPE_HOME", str(tmp_path / "home"))
+
+
+@pytest.fixture(scope="module")
+def built(small: Small, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """fp32, fp16 and bf16 of the small network, seed 4; not to be modified."""
+    out = tmp_path_factory.mktemp("built") / "bundle"
+    build_bundle(BuildOptions(small(), seed=4, out=out, precisions=("fp16", "bf16")))
+    return out
+
+
+@pytest.fixture
+def bundle(built: Path, tmp_path: Path) -> Path:
+    """A copy."""
+    return Path(shutil.copytree(built, tmp_path / "bundle"))
+
+
+def damage(folder: Path, file: str, initializer: str, factor: float) -> None:
+    """Scales a weight and records the new hash, as a faulty derivation would."""
+    model = onnx.load(folder / file)
+    (tensor,) = [tensor for tensor in model.graph.initializer if tensor.name == initializer]
+    tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) * np.float16(factor), initializer))
+    (folder / file).write_bytes(model.SerializeToString())
+    manifest = load_manifest(folder, check_files=False)
+    files = {**manifest.files, file: record_of(folder / file)}
+    write_manifest(folder, manifest.model_copy(update={"files": files}))
+
+
+def test_a_build_holds_every_precision_and_how_near_it_is(built: Path) -> None:
+    manifest = load_manifest(built)
+    for stage, record in manifest.stages.items():
+        assert [variant.file for variant in record.variants] == [
+            f"{stage}.onnx", f"{stage}.fp16.onnx", f"{stage}.bf16.onnx",
+        ]  # fmt: skip
+        fp32, fp16, bf16 = (variant.parity for variant in record.variants)
+        assert fp32 is None
+        assert fp16 is not None
+        assert bf16 is not None
+        assert fp16.reference == "pytorch"
+        assert 0 < fp16.max_abs < bf16.max_abs <= (bf16.tolerance or 0)
+        assert (fp16.selected_agreement is None) == (stage == "fine")
+
+
+def test_verify_runs_what_can_run_and_says_what_cannot(bundle: Path) -> None:
+    report = verify(bundle, layers=True)
+    raise_problems(report)
+    ran = {variant.name for variant in report.variants if not variant.not_run}
+    assert {"ort-cpu fp32 function", "ort-cpu fp16 function", "ort-cpu bf16 function, products emulated"} <= ran
+    assert all(variant.images == 6 for variant in report.variants if not variant.not_run)
+    for variant in report.variants:
+        assert bool(variant.not_run) != bool(variant.outputs)
+        if variant.outputs:
+            assert set(variant.outputs) == {
+                "coarse.logits", "coarse.importance", "coarse.features", "coarse.embeddings", "fine.logits",
+            }  # fmt: skip
+            assert (variant.exit_flips, variant.top1_agreement.keys()) == (0, {"coarse", "fine"})
+    assert report.ranges[0].headroom > 100
+    assert set(report.drift) == {"coarse.fp16.onnx", "coarse.bf16.onnx", "fine.fp16.onnx", "fine.bf16.onnx"}
+    assert report.to_json()["layers"]["fine.fp16.onnx"]["first_drift"] is None
+
+
+def test_verify_takes_pictures(bundle: Path, tmp_path: Path) -> None:
+    tensor = np.random.default_rng(0).standard_normal((3, 3, 24, 40)).astype(np.float32)
+    np.save(tmp_path / "given.npy", tensor)
+    assert verify(bundle, pictures=[str(tmp_path / "given.npy")]).images == 9
+    np.save(tmp_path / "many.npy", np.zeros((65, 3, 24, 40), np.float32))
+    with pytest.raises(MscopeError, match="stands for 65 pictures, at most 64"):
+        verify(bundle, pictures=[str(tmp_path / "many.npy")])
+
+
+def test_a_variant_beyond_its_bounds_is_a_problem(bundle: Path) -> None:
+    damage(bundle, "coarse.fp16.onnx", "layers.1.mixer.out_proj.weight", 1.5)
+    report = verify(bundle, layers=True)
+    with pytest.raises(ParityError, match=r"ort-cpu fp16 .*coarse (logits|features|importance) differ by"):
+        raise_problems(report)
+    first = report.to_json()["layers"]["coarse.fp16.onnx"]["first_drift"]
+    assert first["tensor"] == "layers.1/mixer/out_proj"
+    assert all(not variant.problems for variant in report.variants if "fp16" not in variant.name)
+
+
+def test_a_variant_that_computes_no_numbers_is_a_problem(bundle: Path) -> None:
+    damage(bundle, "coarse.fp16.onnx", "layers.1.mixer.out_proj.weight", np.inf)
+    report = verify(bundle, layers=True)
+    with pytest.raises(ParityError, match="NaN or infinity"):
+        raise_problems(report)
+    content = json.loads(json.dumps(report.to_json(), allow_nan=False))
+    assert content["layers"]["coarse.fp16.onnx"]["first_drift"]["tensor"] == "layers.1/mixer/out_proj"
+
+
+def test_fp16_that_overflows_is_a_problem(bundle: Path) -> None:
+    manifest = load_manifest(bundle)
+    model = model_from_seed(manifest.config, 4).model
+    with __import__("torch").no_grad():
+        model.patch_embed.proj.weight.mul_(1e6)
+    from mscope.export.precision.ranges import ranges_of
+    from mscope.export.probes import probe_images
+    from mscope.export.to_onnx import onnx_from_model
+
+    found = ranges_of(onnx_from_model(model, "coarse"), "coarse", {"image": probe_images(manifest.config, 2)})
+    report = verify(bundle)
+    report.ranges = found
+    assert found[0].headroom < 1
+    with pytest.raises(ParityError, match=r"fp16 overflows: coarse patch_embed"):
+        raise_problems(report)
+
+
+def test_int8_is_reported_and_not_judged(bundle: Path) -> None:
+    """Whatever a quantised graph computes on noise: its judge is accuracy on data."""
+
+    def derive(folder: Path, manifest: Manifest, progress: Any) -> Mapping[Stage, Variant]:
+        for stage in manifest.stages:
+            shutil.copyfile(folder / f"{stage}.fp16.onnx", new_file(folder, f"{stage}.int8.onnx"))
+        return {stage: Variant(file=f"{stage}.int8.onnx", precision="int8") for stage in manifest.stages}
+
+    extend_bundle(bundle, [derive])
+    damage(bundle, "coarse.int8.onnx", "layers.1.mixer.out_proj.weight", 1.5)
+    manifest = load_manifest(bundle)
+    files: dict[Stage, Path] = {stage: bundle / f"{stage}.onnx" for stage in manifest.stages}
+    images = np.random.default_rng(0).standard_normal((3, 3, 24, 40)).astype(np.float32)
+    reports = compare_variants(bundle, manifest, GraphReference(manifest.config, files), images, skip=("fp32", "bf16"))
+    (report,) = [report for report in reports if report.name == "ort-cpu int8 function"]
+    assert report.problems == []
+    assert report.outputs["coarse.logits"].tolerance is None
+    assert report.outputs["coarse.logits"].relative > 1e-2
+
+
+def failing(folder: Path, manifest: Manifest, progress: Any) -> Mapping[Stage, Variant]:
+    new_file(folder, "coarse.int8.onnx").write_bytes(b"half")
+    raise MscopeError("calibration failed")
+
+
+def unwritten(folder: Path, manifest: Manifest, progress: Any) -> Mapping[Stage, Variant]:
+    return {"coarse": Variant(file="coarse.int8.onnx", precision="int8")}
+
+
+def foreign(folder: Path, manifest: Manifest, progress: Any) -> Mapping[Stage, Variant]:
+    return {"full": Variant(file="coarse.onnx", precision="int8")}
+
+
+@pytest.mark.parametrize("derive", [failing, unwritten, foreign])
+def test_a_derivation_that_fails_leaves_the_bundle_as_it_was(bundle: Path, derive: Derive) -> None:
+    before = {path.name: path.read_bytes() for path in bundle.iterdir()}
+    with pytest.raises(MscopeError):
+        extend_bundle(bundle, [derive])
+    assert {path.name: path.read_bytes() for path in bundle.iterdir()} == before
+    assert [path.name for path in bundle.parent.iterdir()] == ["bundle"]
+
+
+def test_what_was_asked_for_and_not_made_is_an_error(bundle: Path) -> None:
+    with pytest.raises(MscopeError, match="int8 was asked for and stage 'coarse' has no such file"):
+        revise_bundle(bundle, ("int8",))
+
+
+def test_an_engine_of_a_replaced_graph_goes(bundle: Path) -> None:
+    def engines(folder: Path, manifest: Manifest, progress: Any) -> Mapping[Stage, Variant]:
+        added: dict[Stage, Variant] = {}
+        for stage in manifest.stages:
+            for precision in ("fp16",):
+                name = f"{stage}.{precision}.engine"
+                new_file(folder, name).write_bytes(b"plan")
+                new_file(folder, f"{name}.json").write_bytes(b"{}")
+                added[stage] = Variant(file=name, backend="tensorrt", precision="fp16")
+        return added
+
+    def other(content: bytes) -> Derive:
+        def derive(folder: Path, manifest: Manifest, progress: Any) -> Mapping[Stage, Variant]:
+            graph = (folder / "fine.fp16.onnx").read_bytes() + content
+            new_file(folder, "fine.fp16.onnx").write_bytes(graph)
+            return {"fine": Variant(file="fine.fp16.onnx", precision="fp16")}
+
+        return derive
+
+    held = bundle.parent / "held.onnx"
+    os.link(bundle / "fine.fp16.onnx", held)
+    before = held.read_bytes()
+    manifest = extend_bundle(bundle, [engines, other(b"")])
+    assert {"fine.fp16.engine", "fine.fp16.engine.json"} <= set(manifest.files)
+    manifest = extend_bundle(bundle, [other(b"\x00\x00")])
+    assert "coarse.fp16.engine" in manifest.files
+    assert not {"fine.fp16.engine", "fine.fp16.engine.json"} & {
+        *manifest.files,
+        *(path.name for path in bundle.iterdir()),
+    }
+    # Files of the copy are links into the old bundle; replacing one must not write into it.
+    assert held.read_bytes() == before == (bundle / "fine.fp16.onnx").read_bytes()[:-2]
+
+
+def test_a_device_without_torch_adds_variants(bundle: Path) -> None:
+    """As on a Jetson: onnx, ONNX Runtime and numpy, no PyTorch."""
+    for name in ("fp16", "bf16"):
+        for stage in ("coarse", "fine"):
+            (bundle / f"{stage}.{name}.onnx").unlink()
+    manifest = load_manifest(bundle, check_files=False)
+    stages = {
+        stage: record.model_copy(update={"variants": record.variants[:1]}) for stage, record in manifest.stages.items()
+    }
+    files = {name: record for name, record in manifest.files.items() if name in ("coarse.onnx", "fine.onnx")}
+    write_manifest(bundle, manifest.model_copy(update={"stages": stages, "files": files}))
+    code = (
+        "import sys\n"
+        "class Absent:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name.split('.')[0] in ('torch', 'onnxscript', 'safetensors', 'sklearn'):\n"
+        "            raise ModuleNotFoundError(f'No module named {name!r}', name=name)\n"
+        "sys.meta_path.insert(0, Absent())\n"
+        "from mscope.core.console import run_app\n"
+        "from mscope.export.cli import app\n"
+        f"sys.exit(run_app(app, ['build', '--from', {str(bundle)!r}, '--fp16', '--debug']))\n"
+    )
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=120)
+    assert result.returncode == 0, result.stderr
+    parity = load_manifest(bundle).stages["fine"].variants[1].parity
+    assert parity is not None
+    assert parity.reference == "fp32"
+
+
+def test_bounds_are_counted_roundings() -> None:
+    ti = config_for("ti")
+    assert roundings(ti, "coarse") == 11 * 24 + 6
+    assert roundings(ti, "fine") == 2 * roundings(ti, "coarse") + 6
+    assert tolerance(ti, "coarse", "fp16", 2.0) == pytest.approx(2.0 * 2.0**-11 * 270**0.5)
+    assert tolerance(ti, "coarse", "int8", 2.0) is None
+    bounds = [tolerance(ti, "coarse", precision, 1.0) or 0 for precision in ("fp32", "fp16", "bf16")]
+    assert bounds == sorted(bounds)
+    assert all(bound < 1 for bound in bounds)
+    # One bit less than fp16 has is beyond what a network of the digits' depth may lose.
+    digits = config_for("digits")
+    assert (tolerance(digits, "coarse", "fp16", 1.0) or 0) < ROUNDING["bf16"] * 2.5
+
+
+def test_measures_agree_with_polygraphy() -> None:
+    comparator = pytest.importorskip("polygraphy.comparator")
+    random = np.random.default_rng(3)
+    expected = random.standard_normal((4, 10)).astype(np.float32)
+    got = expected + random.standard_normal((4, 10)).astype(np.float32) * 1e-3
+    ours = measure(got, expected, lambda scale: scale)
+    results = comparator.IterationResult({"logits": got}), comparator.IterationResult({"logits": expected})
+    simple = getattr(comparator, "SimpleCompareFunc", None) or comparator.CompareFunc.simple
+    assert simple(atol=ours.max_abs * 1.001, rtol=0.0)(*results)["logits"]
+    assert not simple(atol=ours.max_abs * 0.999, rtol=0.0)(*results)["logits"]
+    assert ours.tolerance == pytest.approx(float(np.abs(expected).max()))
+
+
+def test_the_cosine_is_the_worst_images() -> None:
+    expected = np.array([[1.0, 0.0], [0.0, 2.0], [0.0, 0.0]])
+    got = np.array([[1.0, 0.0], [2.0, 2.0], [0.0, 0.0]])
+    distance = measure(got, expected, lambda scale: None)
+    assert distance.cosine == pytest.approx(2**-0.5)
+    assert (distance.max_abs, distance.relative) == (2.0, 1.0)
+    assert measure(expected, expected, lambda scale: None).cosine == pytest.approx(1.0)
+    assert measure(np.array([[1.0]]), np.array([[0.0]]), lambda scale: None).cosine == 0.0

@@ -47,6 +47,7 @@ test-gpu:
 bench-gpu:
 	$(GPU_PYTHON) -m mscope.plugins.build_cuda
 	$(GPU_PYTHON) benchmarks/scan_gpu.py
+	$(GPU_PYTHON) benchmarks/latency_gpu.py
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/latency.py

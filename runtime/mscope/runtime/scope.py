@@ -13,13 +13,14 @@ import numpy.typing as npt
 from typing_extensions import Self
 
 from mscope.core.bundle import latest_bundle, load_manifest
-from mscope.core.cascade import check_eta, confidence, exits_early, select_regions, softmax
+from mscope.core.cascade import check_eta, softmax
 from mscope.core.contract import Stage, graphs
 from mscope.core.errors import InputError
-from mscope.core.geometry import coarse_grid, regions_refined
-from mscope.core.manifest import Manifest, Precision
+from mscope.core.manifest import Manifest
 from mscope.runtime.backends.base import KERNELS, Kernel, Runner
-from mscope.runtime.backends.registry import AUTO, RunnerOptions, choose_backend, choose_variants
+from mscope.runtime.backends.cascade import Cascade, MayRefine
+from mscope.runtime.backends.registry import AUTO, Choice, RunnerOptions, choose
+from mscope.runtime.device.arrays import is_device_array
 from mscope.runtime.preprocess import Prepared, Preprocessor, check_finite, check_tensor
 from mscope.runtime.result import Floats, Guess, Outcome, Result, StageName
 
@@ -39,15 +40,18 @@ class Scope:
         kernel: what runs the custom ops: "native" or "function" (the file's own standard operators).
         precision: of the files that run: "fp32", "fp16", "bf16", "int8" or "fp8".
         preprocess: turns one picture into the tensor that `run` takes.
+        notes: lines for people on what was passed over with "auto", such as engines for another GPU.
     """
 
-    def __init__(self, manifest: Manifest, backend: str, runners: dict[Stage, Runner], precision: Precision) -> None:
+    def __init__(self, manifest: Manifest, choice: Choice, runners: dict[Stage, Runner], cascade: Cascade) -> None:
         self.manifest = manifest
         self.config = manifest.config
-        self.backend = backend
-        self.precision = precision
+        self.backend = choice.entry.name
+        self.precision = choice.precision
+        self.notes = choice.notes
         self.preprocess = Preprocessor(manifest.preprocessing, manifest.config)
         self._runners = runners
+        self._cascade = cascade
         kernels = {runner.kernel for runner in runners.values()}
         self.kernel = "native" if kernels == {"native"} else "function"
 
@@ -64,8 +68,10 @@ class Scope:
 
         Args:
             bundle: its folder; None takes the one built last.
-            backend: "auto" or a name of the registry. What is asked for is what runs, or an error.
-            threads: threads of an operator, 1 or more; None leaves it to the backend (one for each physical core).
+            backend: "auto" or a name of the registry. What is asked for is what runs, or an error. "auto" takes the
+                first that is available here and that the bundle has files for.
+            threads: threads of an operator on the CPU, 1 or more; None leaves it to the backend (one for each physical
+                core).
             kernel: "native" insists on the native kernels of the custom ops, "function" leaves them out, "auto" takes
                 them where they are.
             precision: of the files to run; "auto" takes the first of the backend's own order that the bundle has for
@@ -74,7 +80,7 @@ class Scope:
         Raises:
             BundleError: no bundle, damaged, changed, or of a newer schema.
             BackendError: the backend, kernel or precision is not to be had here, or cannot open the graphs.
-            InputError: an unknown backend, kernel or precision, or fewer than one thread.
+            InputError: an unknown backend, kernel or precision, fewer than one thread, or threads on a GPU.
         """
         if threads is not None and not 1 <= threads <= _MAX_THREADS:
             raise InputError(f"threads are between 1 and {_MAX_THREADS}, got {threads}")
@@ -82,16 +88,15 @@ class Scope:
             raise InputError(f"unknown kernel '{kernel}': choose one of {', '.join(KERNELS)}")
         folder = latest_bundle() if bundle is None else Path(bundle)
         manifest = load_manifest(folder)
-        entry = choose_backend(backend)
-        chosen, variants = choose_variants(manifest, entry, precision)
         options = RunnerOptions(threads=threads, kernel=kernel)
+        choice = choose(manifest, folder, backend, precision, options)
         runners: dict[Stage, Runner] = {}
         try:
             for graph in graphs(manifest.config):
-                runner = entry.runner(graph, folder / variants[graph.stage].file, options)
+                runner = choice.entry.runner(graph, folder / choice.variants[graph.stage].file, options)
                 runner.activate()
                 runners[graph.stage] = runner
-            return cls(manifest, entry.name, runners, chosen)
+            return cls(manifest, choice, runners, choice.entry.cascade(manifest, runners))
         except BaseException:
             for runner in runners.values():
                 runner.close()
@@ -107,6 +112,7 @@ class Scope:
 
     def close(self) -> None:
         """Releases the graphs; further calls do nothing."""
+        self._cascade.close()
         for runner in self._runners.values():
             runner.close()
 
@@ -148,27 +154,43 @@ class Scope:
             return np.zeros((0, *self._shape), np.float32)
         return np.stack([picture.tensor for picture in prepared])
 
-    def run(self, tensor: npt.NDArray[np.float32], eta: float | None = None) -> Outcome:
+    def run(
+        self,
+        tensor: npt.NDArray[np.float32] | Any,
+        eta: float | None = None,
+        *,
+        refine_all: bool = False,
+        may_refine: MayRefine | None = None,
+    ) -> Outcome:
         """The cascade over a batch of prepared images.
 
         Args:
-            tensor: (B, C, H, W) float32, normalised; B may be 0. Not modified.
+            tensor: (B, C, H, W) float32, normalised; B may be 0. Not modified. With a backend on a GPU it may lie
+                there: anything with `__dlpack__` or `__cuda_array_interface__` (torch, CuPy, PyCUDA), dense, is read
+                in place, and its numbers are not checked for NaN beforehand.
             eta: as in a call for one image.
+            refine_all: every image goes through both stages, however sure the coarse one is (eta 1 lets the perfectly
+                sure exit): what calibration measures. Without meaning for a plain ViM.
+            may_refine: given the coarse confidences (B,) and which images are to be refined (B,), says which of these
+                are; the others keep the coarse answer. For a deadline, for example.
 
         Raises:
             InputError: wrong dtype or shape, NaN or infinity, eta outside [0, 1] or given for a plain ViM.
             BackendError: the backend failed or gave NaN.
         """
         eta = self._check_eta(eta)
+        if is_device_array(tensor):
+            image = self._cascade.take(tensor)
+            return self._cascade.run(image, eta, refine_all=refine_all, may_refine=may_refine)
+        if not isinstance(tensor, np.ndarray):
+            raise InputError(f"tensor: got {type(tensor).__name__}, expected a numpy array, or one on a CUDA device")
         if tensor.ndim != 4:
             raise InputError(f"tensor: got shape {tensor.shape}, expected {('B', *self._shape)}")
         check_tensor(tensor, self._shape, "tensor", or_batch=True)
         for row, image in enumerate(tensor):
             check_finite(image, f"tensor, image {row}")
         image = np.ascontiguousarray(tensor)
-        if eta is None:
-            return self._run_full(image)
-        return self._run_cascade(image, eta)
+        return self._cascade.run(image, eta, refine_all=refine_all, may_refine=may_refine)
 
     def results(
         self,
@@ -183,8 +205,12 @@ class Scope:
         if topk < 1:
             raise InputError(f"topk is 1 or more, got {topk}")
         eta = self._check_eta(eta)
-        final = softmax(outcome.logits)
-        coarse = None if outcome.coarse_logits is None else softmax(outcome.coarse_logits)
+        temperatures = {"full": 1.0} | self.manifest.temperature.model_dump()
+        of_stage = np.array([temperatures[stage] for stage in outcome.stages], np.float32)
+        final = softmax(outcome.logits, of_stage[:, None])
+        coarse = None
+        if outcome.coarse_logits is not None:
+            coarse = softmax(outcome.coarse_logits, self.manifest.temperature.coarse)
         answers = []
         for row, stage in enumerate(outcome.stages):
             latency = {"preprocess": preprocess_ms[row]} | outcome.image_ms(row)
@@ -208,6 +234,7 @@ class Scope:
                     kernel=self.kernel,
                     precision=self.precision,
                     untrained=not self.manifest.weights.trained,
+                    notes=self.notes + outcome.notes,
                 )
             )
         return answers
@@ -232,67 +259,6 @@ class Scope:
     def _sum_over_stages(self, stage: StageName, field: str) -> float:
         passed: tuple[Stage, ...] = ("coarse", "fine") if stage == "fine" else (stage,)
         return float(sum(getattr(self.manifest.stages[name], field) for name in passed))
-
-    def _infer(self, stage: Stage, feeds: dict[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
-        runner = self._runners[stage]
-        if len(feeds["image"]):
-            return runner.infer(feeds)
-        # Not every engine takes an empty batch.
-        return {
-            tensor.name: np.zeros((0, *(int(axis) for axis in tensor.axes[1:])), tensor.dtype)
-            for tensor in runner.graph.outputs
-        }
-
-    def _run_full(self, image: Floats) -> Outcome:
-        start = time.perf_counter()
-        logits = self._infer("full", {"image": image})["logits"]
-        elapsed = (time.perf_counter() - start) * 1e3
-        stages: list[StageName] = ["full"] * len(image)
-        return Outcome(logits, confidence(logits), tuple(stages), None, None, None, None, {"full": elapsed})
-
-    def _run_cascade(self, image: Floats, eta: float) -> Outcome:
-        started = time.perf_counter()
-        coarse = self._infer("coarse", {"image": image})
-        coarse_done = time.perf_counter()
-
-        coarse_logits, importance = coarse["logits"], coarse["importance"]
-        coarse_confidence = confidence(coarse_logits)
-        refined = np.flatnonzero(~exits_early(coarse_confidence, eta))
-        count = regions_refined(self.config.alpha, coarse_grid(self.config).count)
-        selected = np.full((len(image), count), -1, np.int64)
-        logits, final_confidence = coarse_logits.copy(), coarse_confidence.copy()
-        feeds: dict[str, npt.NDArray[Any]] = {}
-        if refined.size:
-            chosen, remaining = select_regions(importance[refined], count)
-            selected[refined] = chosen
-            compact = {"image": image, "features": coarse["features"], "embeddings": coarse["embeddings"]}
-            if refined.size < len(image):
-                compact = {name: array[refined] for name, array in compact.items()}
-            feeds = {**compact, "selected": chosen, "remaining": remaining}
-        selection_done = time.perf_counter()
-
-        if refined.size:
-            fine_logits = self._infer("fine", feeds)["logits"]
-            logits[refined] = fine_logits
-            final_confidence[refined] = confidence(fine_logits)
-        done = time.perf_counter()
-        stages: list[StageName] = ["coarse"] * len(image)
-        for row in refined:
-            stages[row] = "fine"
-        return Outcome(
-            logits=logits,
-            confidence=final_confidence,
-            stages=tuple(stages),
-            coarse_logits=coarse_logits,
-            coarse_confidence=coarse_confidence,
-            importance=importance,
-            selected=selected,
-            stage_ms={
-                "coarse": (coarse_done - started) * 1e3,
-                "select": (selection_done - coarse_done) * 1e3,
-                "fine": (done - selection_done) * 1e3,
-            },
-        )
 
 
 def _names(images: Sequence[Any]) -> list[str]:

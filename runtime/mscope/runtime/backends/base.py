@@ -64,7 +64,11 @@ class Runner(ABC):
         """
         if self._active:
             return
-        self._open()
+        try:
+            self._open()
+        except BaseException:
+            self._release()
+            raise
         self._active = True
         try:
             inputs, outputs = self._declared()
@@ -116,7 +120,7 @@ class Runner(ABC):
 
     @abstractmethod
     def _release(self) -> None:
-        """Lets go of the loaded graph."""
+        """Lets go of the loaded graph, or of what `_open` had made when it failed."""
 
     def _check_declared(self, kind: str, wanted: Sequence[Tensor], got: Sequence[Declared]) -> None:
         expected, found = [tensor.name for tensor in wanted], [tensor.name for tensor in got]

@@ -55,15 +55,16 @@ class OrtRunner(Runner):
                 options.register_custom_ops_library(str(library))
             except Exception as error:
                 raise BackendError(
-                    f"ONNX Runtime {ort.__version__} refuses {library} ({_first_line(error)}): "
+                    f"ONNX Runtime {ort.__version__} refuses {library} ({first_line(error)}): "
                     "build it again with 'python -m mscope.plugins.build', or use --kernel function"
                 ) from None
+        self._configure(options)
         before = _native_kernels(library)
         try:
             self._session = ort.InferenceSession(str(self.path), options, providers=["CPUExecutionProvider"])
         except Exception as error:
             raise BackendError(
-                f"ONNX Runtime {ort.__version__} cannot load {self.path} ({_first_line(error)}): build the bundle again"
+                f"ONNX Runtime {ort.__version__} cannot load {self.path} ({first_line(error)}): build the bundle again"
             ) from None
         # A registered library proves nothing; kernels that ONNX Runtime made for this session's nodes do.
         taken = _native_kernels(library) > before
@@ -73,10 +74,7 @@ class OrtRunner(Runner):
         self._kernel = "native" if taken else "function"
 
     def _declared(self) -> tuple[Sequence[Declared], Sequence[Declared]]:
-        def declared(nodes: Any) -> list[Declared]:
-            return [Declared(node.name, _DTYPES.get(node.type, node.type), tuple(node.shape)) for node in nodes]
-
-        return declared(self._session.get_inputs()), declared(self._session.get_outputs())
+        return declared_nodes(self._session.get_inputs()), declared_nodes(self._session.get_outputs())
 
     def _execute(self, feeds: Mapping[str, Array]) -> Arrays:
         names = list(self.graph.output_names)
@@ -84,10 +82,14 @@ class OrtRunner(Runner):
             return dict(zip(names, self._session.run(names, dict(feeds)), strict=True))
         except Exception as error:
             # ONNX Runtime's exceptions have no common base beside Exception.
-            raise BackendError(f"ONNX Runtime failed in {self.path.name} ({_first_line(error)})") from None
+            raise BackendError(f"ONNX Runtime failed in {self.path.name} ({first_line(error)})") from None
 
     def _release(self) -> None:
         self._session = None
+
+    def _configure(self, options: Any) -> None:
+        """A hook for subclasses: changes the session's options before it is made."""
+        return
 
 
 def _native_library(*, required: bool) -> Path | None:
@@ -113,6 +115,12 @@ def _native_kernels(library: Path | None) -> int:
     return ort.kernels_created()
 
 
-def _first_line(error: Exception) -> str:
+def declared_nodes(nodes: Any) -> list[Declared]:
+    """Inputs or outputs of a session as the contract is compared with."""
+    return [Declared(node.name, _DTYPES.get(node.type, node.type), tuple(node.shape)) for node in nodes]
+
+
+def first_line(error: Exception) -> str:
+    """The first line of what ONNX Runtime says, bounded."""
     lines = str(error).strip().splitlines()
     return lines[0][:240] if lines else type(error).__name__

@@ -6,16 +6,35 @@ import contextlib
 import importlib.metadata
 import importlib.util
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
+from typing import TYPE_CHECKING, cast, get_args
 
 from mscope.core.contract import Graph, Stage
+from mscope.core.engine import Flavour
 from mscope.core.errors import BackendError, InputError
 from mscope.core.manifest import Backend as Format
 from mscope.core.manifest import Manifest, Precision, Variant
+from mscope.runtime.backends.availability import Availability
 from mscope.runtime.backends.base import Kernel, Runner
+
+if TYPE_CHECKING:
+    from mscope.runtime.backends.cascade import Cascade
+    from mscope.runtime.backends.device_runner import DeviceRunner
+
+__all__ = [
+    "AUTO",
+    "BACKENDS",
+    "Availability",
+    "Choice",
+    "Entry",
+    "RunnerOptions",
+    "available_backends",
+    "choose",
+    "choose_backend",
+    "choose_variants",
+]
 
 AUTO = "auto"
 
@@ -28,20 +47,14 @@ class RunnerOptions:
     kernel: Kernel = "auto"
 
 
-@dataclass(frozen=True)
-class Availability:
-    """Whether a backend can be had here. `missing` says what is lacking and how to get it; empty when available."""
+def _any_file(path: Path, variant: Variant, kernel: Kernel) -> str:
+    return ""
 
-    name: str
-    package: str
-    library: str
-    device: str
-    version: str | None
-    missing: str = ""
 
-    @property
-    def available(self) -> bool:
-        return not self.missing
+def _host_cascade(manifest: Manifest, runners: Mapping[Stage, Runner]) -> Cascade:
+    from mscope.runtime.backends.cascade import HostCascade
+
+    return HostCascade(manifest, runners)
 
 
 @dataclass(frozen=True)
@@ -54,6 +67,9 @@ class Entry:
         precisions: those it runs, in the order in which "auto" looks for them.
         probe: whether it can be had here; imports nothing heavy.
         runner: a runner of one graph's file.
+        mismatch: why a file of its format is not for this machine (path, its variant, the kernel asked for); "".
+        cascade: runs the stages over a batch.
+        on_device: it runs on a GPU, takes arrays that lie there, and has no threads to choose.
     """
 
     name: str
@@ -61,17 +77,34 @@ class Entry:
     precisions: tuple[Precision, ...]
     probe: Callable[[], Availability]
     runner: Callable[[Graph, Path, RunnerOptions], Runner]
+    mismatch: Callable[[Path, Variant, Kernel], str] = _any_file
+    cascade: Callable[[Manifest, Mapping[Stage, Runner]], Cascade] = _host_cascade
+    on_device: bool = False
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The backend that runs a bundle, its files, and what is to be said of those that were passed over."""
+
+    entry: Entry
+    precision: Precision
+    variants: dict[Stage, Variant]
+    notes: tuple[str, ...] = ()
+
+
+def _onnxruntime_version() -> str | None:
+    # One module, several distributions.
+    for distribution in ("onnxruntime-gpu", "onnxruntime"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            return importlib.metadata.version(distribution)
+    return None
 
 
 def _probe_ort_cpu() -> Availability:
-    version = None
-    # One module, several distributions.
-    for distribution in ("onnxruntime", "onnxruntime-gpu"):
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            version = importlib.metadata.version(distribution)
     found = importlib.util.find_spec("onnxruntime") is not None
     missing = "" if found else "the package onnxruntime is not installed: pip install onnxruntime"
-    return Availability("ort-cpu", "onnxruntime", "onnxruntime", f"cpu ({platform.machine()})", version, missing)
+    device = f"cpu ({platform.machine()})"
+    return Availability("ort-cpu", "onnxruntime", "onnxruntime", device, _onnxruntime_version(), missing)
 
 
 def _ort_cpu(graph: Graph, path: Path, options: RunnerOptions) -> Runner:
@@ -80,9 +113,64 @@ def _ort_cpu(graph: Graph, path: Path, options: RunnerOptions) -> Runner:
     return OrtRunner(graph, path, threads=options.threads, kernel=options.kernel)
 
 
-# In the order in which `auto` tries them.
+def _probe_ort_cuda() -> Availability:
+    from mscope.runtime.backends.ort_cuda import probe
+
+    return probe(_onnxruntime_version())
+
+
+def _ort_cuda(graph: Graph, path: Path, options: RunnerOptions) -> Runner:
+    from mscope.runtime.backends.ort_cuda import OrtCudaRunner
+
+    return OrtCudaRunner(graph, path)
+
+
+def _function_only(path: Path, variant: Variant, kernel: Kernel) -> str:
+    return "ONNX Runtime has the native kernels on the CPU only: leave --kernel out" if kernel == "native" else ""
+
+
+def _device_cascade(manifest: Manifest, runners: Mapping[Stage, Runner]) -> Cascade:
+    from mscope.runtime.device.cascade import DeviceCascade
+
+    return DeviceCascade(manifest, cast("Mapping[Stage, DeviceRunner]", runners))
+
+
+def _engines(flavour: Flavour) -> Entry:
+    def probe() -> Availability:
+        from mscope.runtime.backends.tensorrt_library import probe as probe_flavour
+
+        return probe_flavour(flavour)
+
+    def runner(graph: Graph, path: Path, options: RunnerOptions) -> Runner:
+        from mscope.runtime.backends.tensorrt import EngineRunner
+
+        return EngineRunner(graph, path, flavour)
+
+    def mismatch(path: Path, variant: Variant, kernel: Kernel) -> str:
+        from mscope.runtime.backends.engine_match import engine_mismatch
+
+        return engine_mismatch(flavour, path, variant, kernel)
+
+    precisions: tuple[Precision, ...] = ("fp16", "bf16", "fp32", "int8", "fp8")
+    return Entry(flavour, flavour, precisions, probe, runner, mismatch, _device_cascade, on_device=True)
+
+
+# In the order in which `auto` tries them. ONNX Runtime on the GPU is last, behind one that is always there: without the
+# native kernels it launches the scan's function body token by token.
 BACKENDS: dict[str, Entry] = {
-    "ort-cpu": Entry("ort-cpu", "onnx", ("fp32", "int8", "fp16", "bf16"), _probe_ort_cpu, _ort_cpu),
+    "tensorrt": _engines("tensorrt"),
+    "tensorrt-rtx": _engines("tensorrt-rtx"),
+    "ort-cpu": Entry("ort-cpu", "onnx", ("fp32", "int8", "fp16"), _probe_ort_cpu, _ort_cpu),
+    "ort-cuda": Entry(
+        "ort-cuda",
+        "onnx",
+        ("fp32", "fp16"),
+        _probe_ort_cuda,
+        _ort_cuda,
+        _function_only,
+        _device_cascade,
+        on_device=True,
+    ),
 }
 
 
@@ -92,7 +180,7 @@ def available_backends() -> list[Availability]:
 
 
 def choose_backend(name: str) -> Entry:
-    """The backend of that name, or with "auto" the first that is available.
+    """The backend of that name, or with "auto" the first that is available. `choose` looks at the bundle too.
 
     Raises:
         InputError: no such backend.
@@ -114,36 +202,99 @@ def choose_backend(name: str) -> Entry:
     return BACKENDS[name]
 
 
-def choose_variants(manifest: Manifest, entry: Entry, precision: str = AUTO) -> tuple[Precision, dict[Stage, Variant]]:
+def choose(manifest: Manifest, folder: Path, backend: str, precision: str, options: RunnerOptions) -> Choice:
+    """The backend and files that run a bundle.
+
+    Args:
+        manifest: the bundle's.
+        folder: where its files are.
+        backend: a name, which is what runs or an error; or "auto": the first that is available and has files for this
+            machine. Engines that the bundle has for a backend that is here, but not for this machine, are noted.
+        precision: as for `choose_variants`.
+        options: what else is asked.
+
+    Raises:
+        InputError: an unknown backend or precision, or threads for a backend on a GPU.
+        BackendError: not available, or the bundle has no files for it; says what is missing and how to get it.
+    """
+    if backend != AUTO:
+        entry = choose_backend(backend)
+        if entry.on_device and options.threads is not None:
+            raise InputError(f"threads are for backends on the CPU: leave --threads out with --backend {backend}")
+        return Choice(entry, *choose_variants(manifest, entry, precision, folder, options.kernel))
+    reasons, notes = [], []
+    for entry in BACKENDS.values():
+        found = entry.probe()
+        if not found.available or (entry.on_device and options.threads is not None):
+            reasons.append(f"{entry.name}: {found.missing or 'it has no threads to choose'}")
+            continue
+        try:
+            chosen, variants = choose_variants(manifest, entry, precision, folder, options.kernel)
+        except BackendError as error:
+            reasons.append(f"{entry.name}: {error}")
+            if any(variant.backend == entry.format != "onnx" for variant in _variants(manifest)):
+                notes.append(f"not {entry.name}: {error}")
+            continue
+        return Choice(entry, chosen, variants, tuple(notes))
+    raise BackendError(f"no backend runs this bundle here: {'; '.join(reasons)}")
+
+
+def choose_variants(
+    manifest: Manifest, entry: Entry, precision: str = AUTO, folder: Path | None = None, kernel: Kernel = "auto"
+) -> tuple[Precision, dict[Stage, Variant]]:
     """The file of each stage that a backend is to run, all of one precision.
 
     Args:
         manifest: the bundle's.
         entry: the backend.
         precision: a precision of the backend, or "auto" for the first of its order that every stage has.
+        folder: the bundle's; None skips the question whether a file is for this machine.
+        kernel: of the custom ops, which a file may have compiled in.
 
     Raises:
         InputError: a precision that no backend has.
-        BackendError: the bundle lacks such files for a stage, or the backend does not run that precision.
+        BackendError: the bundle lacks such files for a stage or for this machine, or the backend does not run that
+            precision.
     """
     if precision != AUTO and precision not in get_args(Precision):
         raise InputError(f"unknown precision '{precision}': choose {AUTO} or one of {', '.join(get_args(Precision))}")
     if precision not in (AUTO, *entry.precisions):
         raise BackendError(f"backend {entry.name} does not run {precision}: it takes {', '.join(entry.precisions)}")
+    refused: list[str] = []
     for candidate in entry.precisions:
-        if precision in (AUTO, candidate):
-            found = {
-                stage: variant
-                for stage, record in manifest.stages.items()
-                for variant in record.variants
-                if (variant.backend, variant.precision) == (entry.format, candidate)
-            }
-            if len(found) == len(manifest.stages):
-                return candidate, found
+        if precision not in (AUTO, candidate):
+            continue
+        found: dict[Stage, Variant] = {}
+        for stage, record in manifest.stages.items():
+            for variant in record.variants:
+                if (variant.backend, variant.precision) != (entry.format, candidate):
+                    continue
+                reason = "" if folder is None else entry.mismatch(folder / variant.file, variant, kernel)
+                if not reason:
+                    found.setdefault(stage, variant)
+                else:
+                    refused.append(reason)
+        if len(found) == len(manifest.stages):
+            return candidate, found
+    if refused:
+        others = f" (and {len(refused) - 1} more of its files)" if len(refused) > 1 else ""
+        raise BackendError(refused[0] + others)
     wanted = f"{entry.format} {'' if precision == AUTO else precision + ' '}files".replace("  ", " ")
-    stages = manifest.stages.items()
-    there = {f"{variant.backend} {variant.precision}" for _, record in stages for variant in record.variants}
+    there = {f"{variant.backend} {variant.precision}" for variant in _variants(manifest)}
     raise BackendError(
         f"backend {entry.name} needs {wanted} for every stage, the bundle has {', '.join(sorted(there))}: "
-        "build them with 'mscope-export build'"
+        f"build them with '{_build_command(entry, folder)}'"
     )
+
+
+def _build_command(entry: Entry, folder: Path | None) -> str:
+    target = {"tensorrt": "trt", "tensorrt-rtx": "trt-rtx"}.get(entry.name)
+    return (
+        "mscope-export build"
+        if target is None
+        else f"mscope-export build --from {folder or 'BUNDLE'} --target {target}"
+    )
+
+
+def _variants(manifest: Manifest) -> list[Variant]:
+    return [variant for record in manifest.stages.values() for variant in record.variants]

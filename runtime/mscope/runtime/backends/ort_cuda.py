@@ -1,0 +1,146 @@
+"""ONNX Runtime's CUDA provider, for the fp32 and fp16 graphs by their function bodies; never the CPU in its place."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mscope.core.contract import Graph, Tensor
+from mscope.core.errors import BackendError
+from mscope.runtime.backends.availability import Availability
+from mscope.runtime.backends.base import Declared
+from mscope.runtime.backends.device_runner import DeviceRunner
+from mscope.runtime.backends.ort import declared_nodes, first_line
+from mscope.runtime.device.cuda import Device, why_no_bindings
+from mscope.runtime.device.driver import find_gpu
+from mscope.runtime.device.stream import Stream
+
+_PROVIDER = "CUDAExecutionProvider"
+_MEMORY = "cuda"
+# Where the work is. Arithmetic on shapes belongs on the CPU, and ONNX Runtime puts it there.
+_HEAVY = {"Conv", "Gemm", "MatMul", "Scan"}
+# Memory is taken for so many images at once; a larger batch goes in several.
+_LARGEST = 32
+
+
+class OrtCudaRunner(DeviceRunner):
+    """Runs one .onnx on the GPU. Inputs and outputs are bound by address, so that features stay there."""
+
+    def __init__(self, graph: Graph, path: Path) -> None:
+        super().__init__(graph, path)
+        self.largest = _LARGEST
+        self._session: Any = None
+
+    @property
+    def kernel(self) -> str:
+        return "function"
+
+    def bucket(self, rows: int) -> int:
+        return rows
+
+    def enqueue(self, batch: int, addresses: Mapping[str, int], stream: Stream) -> None:
+        binding = self._session.io_binding()
+        for tensor in self.graph.inputs:
+            binding.bind_input(tensor.name, *self._place(tensor, batch), addresses[tensor.name])
+        for tensor in self.graph.outputs:
+            binding.bind_output(tensor.name, *self._place(tensor, batch), addresses[tensor.name])
+        # It runs on a stream of its own, and waits for it before it returns.
+        stream.synchronize()
+        try:
+            self._session.run_with_iobinding(binding)
+        except Exception as error:
+            # ONNX Runtime's exceptions have no common base beside Exception.
+            raise BackendError(f"ONNX Runtime failed in {self.path.name} on the GPU ({first_line(error)})") from None
+
+    def _place(self, tensor: Tensor, batch: int) -> tuple[str, int, type, tuple[int, ...]]:
+        shape = (batch, *(int(axis) for axis in tensor.axes[1:]))
+        return _MEMORY, self.device.index, np.dtype(tensor.dtype).type, shape
+
+    def _open(self) -> None:
+        import onnxruntime as ort
+
+        if _PROVIDER not in ort.get_available_providers():
+            raise BackendError(missing_provider())
+        self._opened_device = Device()
+        options = ort.SessionOptions()
+        options.log_severity_level = 4
+        # Not in every version; where it is, the session tells which nodes went to the CPU.
+        options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+        providers = [(_PROVIDER, _options_of(self._opened_device))]
+        try:
+            session = ort.InferenceSession(str(self.path), options, providers=providers)
+        except Exception as error:
+            raise BackendError(
+                f"ONNX Runtime {ort.__version__} cannot load {self.path.name} on the GPU ({first_line(error)})"
+            ) from None
+        session.disable_fallback()
+        check_on_gpu(session, self.path.name)
+        self._session = session
+
+    def _declared(self) -> tuple[Sequence[Declared], Sequence[Declared]]:
+        return declared_nodes(self._session.get_inputs()), declared_nodes(self._session.get_outputs())
+
+    def _release(self) -> None:
+        self._session = None
+        super()._release()
+
+
+def _options_of(device: Device) -> dict[str, str]:
+    return {"device_id": str(device.index)}
+
+
+def probe(version: str | None) -> Availability:
+    """Package, provider library, cuda-python, driver and device; imports none of them."""
+    lacking, library = [], ""
+    spec = importlib.util.find_spec("onnxruntime")
+    if spec is None or spec.origin is None:
+        lacking.append("the package onnxruntime-gpu is not installed: pip install onnxruntime-gpu")
+    else:
+        # The provider is a library of its own beside the module, and importing the module to ask is slow.
+        found = next(Path(spec.origin).parent.glob("capi/*onnxruntime_providers_cuda*"), None)
+        if found is None:
+            lacking.append(missing_provider())
+        else:
+            library = found.name
+    if reason := why_no_bindings():
+        lacking.append(reason)
+    gpu, reason = find_gpu()
+    if gpu is None:
+        lacking.append(reason)
+    device = "no GPU" if gpu is None else f"{gpu}, driver for CUDA {gpu.driver}"
+    return Availability("ort-cuda", "onnxruntime-gpu", library, device, version, "; ".join(lacking))
+
+
+def missing_provider() -> str:
+    """Why ONNX Runtime has no CUDA provider, and how to get it."""
+    return (
+        "the installed ONNX Runtime has no CUDA provider: install onnxruntime-gpu in place of onnxruntime, in an "
+        "environment of its own (pip uninstall onnxruntime, then pip install onnxruntime-gpu)"
+    )
+
+
+def check_on_gpu(session: Any, name: str) -> None:
+    """Raises BackendError where a session would run on the CPU: its provider was dropped, or heavy nodes went there."""
+    if session.get_providers()[:1] != [_PROVIDER]:
+        raise BackendError(
+            f"ONNX Runtime opened {name} for {', '.join(session.get_providers())} in place of {_PROVIDER}: its "
+            "CUDA and cuDNN libraries were not found or do not fit the driver"
+        )
+    tell = getattr(session, "get_provider_graph_assignment_info", None)
+    if tell is None:
+        return
+    strayed = {
+        node.op_type
+        for part in tell()
+        if part.ep_name != _PROVIDER
+        for node in part.get_nodes()
+        if node.op_type in _HEAVY
+    }
+    if strayed:
+        raise BackendError(
+            f"ONNX Runtime would run {', '.join(sorted(strayed))} of {name} on the CPU: use --backend ort-cpu"
+        )

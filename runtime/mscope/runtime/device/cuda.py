@@ -1,0 +1,134 @@
+"""The CUDA runtime through cuda-python: calls whose failures are one line, and memory that has an owner.
+
+The runtime API, not the driver API: it shares the device's primary context with TensorRT, ONNX Runtime, torch and CuPy,
+so that addresses of theirs are valid here. Names and signatures are the same in cuda-python 12.9 and 13.4, where they
+were looked up.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.util
+from typing import Any
+
+from mscope.core.errors import BackendError
+
+_MODULE = "cuda.bindings.runtime"
+_OUT_OF_MEMORY = 2  # cudaErrorMemoryAllocation
+# Errors after which the context is lost, and every later call of the process fails the same way.
+_STICKY = {700, 709, 710, 714, 715, 716, 717, 718, 719}
+_MIB = 1 << 20
+
+
+def why_no_bindings() -> str:
+    """What is missing of cuda-python and how to get it; "" where it is there. Imports nothing heavy."""
+    try:
+        found = importlib.util.find_spec(_MODULE) is not None
+    except (ImportError, ValueError):
+        found = False
+    return "" if found else "cuda-python 12.6 or newer is not installed: pip install 'cuda-python>=12.6'"
+
+
+class Device:
+    """The first CUDA device. Opening it makes its context; nothing of it is touched before.
+
+    Attributes:
+        api: the module `cuda.bindings.runtime`.
+        index: of the device, for `cudaSetDevice`.
+        compute_capability: such as "sm_87".
+        integrated: it shares the host's memory (Jetson), so that nothing need be copied between them.
+
+    Raises:
+        BackendError: no cuda-python, no driver or no device.
+    """
+
+    def __init__(self, index: int = 0) -> None:
+        try:
+            self.api: Any = importlib.import_module(_MODULE)
+        except ImportError:
+            raise BackendError(why_no_bindings() or f"{_MODULE} cannot be imported") from None
+        self.index = index
+        self.make_current()
+        attributes = self.api.cudaDeviceAttr
+        major = self._attribute(attributes.cudaDevAttrComputeCapabilityMajor)
+        minor = self._attribute(attributes.cudaDevAttrComputeCapabilityMinor)
+        self.compute_capability = f"sm_{major}{minor}"
+        maps = self._attribute(attributes.cudaDevAttrCanMapHostMemory)
+        self.integrated = bool(self._attribute(attributes.cudaDevAttrIntegrated)) and bool(maps)
+
+    def make_current(self) -> None:
+        """Makes it the calling thread's device: CUDA keeps one for each thread."""
+        self.call("cudaSetDevice", self.index)
+
+    def call(self, function: str, *arguments: Any, doing: str = "") -> Any:
+        """Calls a function of the CUDA runtime and returns what it gives beside its status.
+
+        Args:
+            function: its name.
+            arguments: its arguments; addresses and handles as integers.
+            doing: what it is for, in the error's line.
+
+        Raises:
+            BackendError: its status is an error.
+        """
+        status, *values = getattr(self.api, function)(*arguments)
+        if int(status):
+            raise BackendError(self._line(function, status, doing))
+        return values[0] if len(values) == 1 else tuple(values)
+
+    def _attribute(self, attribute: Any) -> int:
+        return int(self.call("cudaDeviceGetAttribute", attribute, self.index))
+
+    def _line(self, function: str, status: Any, doing: str) -> str:
+        where = f" for {doing}" if doing else ""
+        if int(status) == _OUT_OF_MEMORY:
+            return (
+                f"the GPU is out of memory{where}{self._memory_left()}: use a smaller batch, or end what else uses it"
+            )
+        said = self.api.cudaGetErrorString(status)[1]
+        text = said.decode() if isinstance(said, bytes) else str(said)
+        lost = "; the device's context is lost, start the program again" if int(status) in _STICKY else ""
+        return f"CUDA: {function}{where} failed: {text} ({int(status)}){lost}"
+
+    def _memory_left(self) -> str:
+        status, *free_and_total = self.api.cudaMemGetInfo()
+        if int(status):
+            return ""
+        free, total = (int(size) // _MIB for size in free_and_total)
+        return f" ({free} of {total} MiB are free)"
+
+
+class Memory:
+    """What one user allocates on a device and for it; `release` gives all of it back."""
+
+    def __init__(self, device: Device) -> None:
+        self._device = device
+        self._owned: list[tuple[str, int]] = []
+
+    def on_device(self, nbytes: int, purpose: str) -> int:
+        """The address of `nbytes` of device memory, aligned to 256 bytes. Raises BackendError when none is left."""
+        address = int(self._device.call("cudaMalloc", max(nbytes, 1), doing=f"{purpose}, {_size(nbytes)}"))
+        self._owned.append(("cudaFree", address))
+        return address
+
+    def on_host(self, nbytes: int, purpose: str) -> tuple[int, int]:
+        """Page-locked host memory: its address, and the address at which an integrated GPU reads it (0 on others)."""
+        api, device = self._device.api, self._device
+        flags = api.cudaHostAllocMapped if device.integrated else api.cudaHostAllocDefault
+        doing = f"{purpose}, {_size(nbytes)} page-locked"
+        host = int(device.call("cudaHostAlloc", max(nbytes, 1), flags, doing=doing))
+        self._owned.append(("cudaFreeHost", host))
+        mapped = int(device.call("cudaHostGetDevicePointer", host, 0, doing=doing)) if device.integrated else 0
+        return host, mapped
+
+    def release(self) -> None:
+        """Frees everything; further calls do nothing. A lost device is no reason to fail here."""
+        while self._owned:
+            function, address = self._owned.pop()
+            with contextlib.suppress(BackendError):
+                self._device.call(function, address)
+
+
+def _size(nbytes: int) -> str:
+    return f"{nbytes / _MIB:.1f} MiB" if nbytes >= _MIB // 10 else f"{nbytes} bytes"

@@ -1,0 +1,359 @@
+"""A strict stand-in for `cuda.bindings.runtime`: real bytes behind addresses that the host cannot read.
+
+Work on a stream is done when somebody waits for it and not before. What a real device would answer with garbage or a
+crash is an error here: memory read after it was freed or past its end, page-locked memory read before the copy is done
+(it holds NaN until then), memory freed while work is queued, calls that a capture forbids. New memory holds NaN.
+
+Enumerations are the real package's; tests/runtime/test_device_api.py holds names and parameters to the real ones.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+Bytes = npt.NDArray[np.uint8]
+Op = Callable[[], None]
+
+_BORROWED = (
+    "cudaError_t", "cudaMemcpyKind", "cudaDeviceAttr", "cudaStreamCaptureMode", "cudaMemoryType",
+    "cudaHostAllocDefault", "cudaHostAllocMapped", "cudaStreamNonBlocking", "cudaEventDisableTiming",
+)  # fmt: skip
+LEGACY = 1
+
+
+class Misuse(AssertionError):
+    """The program did what a real device would not forgive."""
+
+
+@dataclass
+class _Stream:
+    queue: list[Op] = field(default_factory=list)
+    done: int = 0
+    recording: list[Op] | None = None
+    broken: bool = False
+
+
+@dataclass
+class _Graph:
+    ops: list[Op]
+    alive: bool = True
+
+
+@dataclass
+class _Event:
+    stream: int | None = None
+    position: int = 0
+
+
+class FakeCuda:
+    """One device. `calls` counts the calls of each function; `log` names what ran on the device, in order.
+
+    Args:
+        integrated: it shares the host's memory.
+        limit: bytes of device memory.
+        capability: of its architecture.
+        host_addresses: addresses are real, so that a library on the CPU can play the device's part.
+    """
+
+    def __init__(
+        self,
+        *,
+        integrated: bool = False,
+        limit: int = 1 << 30,
+        capability: tuple[int, int] = (9, 0),
+        host_addresses: bool = False,
+    ) -> None:
+        real = pytest.importorskip("cuda.bindings.runtime", reason="cuda-python is not installed")
+        for name in _BORROWED:
+            setattr(self, name, getattr(real, name))
+        attributes = real.cudaDeviceAttr
+        self._attributes = {
+            attributes.cudaDevAttrComputeCapabilityMajor: capability[0],
+            attributes.cudaDevAttrComputeCapabilityMinor: capability[1],
+            attributes.cudaDevAttrIntegrated: int(integrated),
+            attributes.cudaDevAttrCanMapHostMemory: 1,
+        }
+        self._limit = limit
+        self._host_addresses = host_addresses
+        self._executables = 0
+        self._device: dict[int, Bytes] = {}
+        self._host: dict[int, Bytes] = {}
+        self._kept: list[Bytes] = []  # page-locked memory that was freed: poisoned, so that late readers see NaN
+        self._next = 0x7F00_0000_0000
+        self._handles = itertools.count(1000)
+        self._streams: dict[int, _Stream] = {LEGACY: _Stream()}
+        self.calls: dict[str, int] = {}
+        self.log: list[str] = []
+
+    # What tests and the other fake use
+
+    def memory(self, address: int, nbytes: int) -> Bytes:
+        """The bytes behind a device address; Misuse unless they lie in one live allocation."""
+        for base, block in self._device.items():
+            if base <= address < base + max(block.size, 1):
+                if address + nbytes > base + block.size:
+                    raise Misuse(
+                        f"{nbytes} bytes at {address:#x} reach past an allocation of {block.size} at {base:#x}"
+                    )
+                return block[address - base : address - base + nbytes]
+        raise Misuse(f"{address:#x} is no device memory, or was freed")
+
+    def array(self, address: int, dtype: str, shape: tuple[int, ...]) -> npt.NDArray[Any]:
+        """An array over device memory."""
+        count = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
+        return self.memory(address, count).view(dtype).reshape(shape)
+
+    def put(self, array: npt.NDArray[Any], *, offset: int = 0) -> int:
+        """Device memory that holds `array` at once, as another library left it."""
+        address = self._allocate(array.nbytes + offset) + offset
+        self.array(address, str(array.dtype), array.shape)[...] = array
+        return address
+
+    def enqueue(self, stream: int, name: str, op: Op) -> None:
+        """Queues work, or records it while the stream is captured."""
+
+        def logged() -> None:
+            self.log.append(name)
+            op()
+
+        target = self._stream(stream)
+        (target.queue if target.recording is None else target.recording).append(logged)
+
+    def capturing(self, stream: int) -> bool:
+        return self._stream(stream).recording is not None
+
+    def refuse_capture(self, stream: int) -> None:
+        self._stream(stream).broken = True
+
+    @property
+    def live(self) -> int:
+        """Allocations of either kind, and executable graphs, that were not given back."""
+        return len(self._device) + len(self._host) + self._executables
+
+    def __getattribute__(self, name: str) -> Any:
+        value = super().__getattribute__(name)
+        if name.startswith("cuda") and callable(value) and not isinstance(value, type):
+            self.calls[name] = self.calls.get(name, 0) + 1
+        return value
+
+    # The runtime's functions, with its parameters
+
+    def cudaSetDevice(self, device: int) -> tuple[Any]:
+        return (self.cudaError_t.cudaSuccess if device == 0 else self.cudaError_t.cudaErrorInvalidDevice,)
+
+    def cudaDeviceGetAttribute(self, attr: Any, device: int) -> tuple[Any, int]:
+        return self.cudaError_t.cudaSuccess, self._attributes[attr]
+
+    def cudaGetErrorString(self, error: Any) -> tuple[Any, bytes]:
+        return self.cudaError_t.cudaSuccess, error.name.encode()
+
+    def cudaGetLastError(self) -> tuple[Any]:
+        return (self.cudaError_t.cudaSuccess,)
+
+    def cudaMemGetInfo(self) -> tuple[Any, int, int]:
+        return self.cudaError_t.cudaSuccess, self._limit - self._used(), self._limit
+
+    def cudaMalloc(self, size: int) -> tuple[Any, Any]:
+        if self._break_captures():
+            return self.cudaError_t.cudaErrorStreamCaptureUnsupported, None
+        if self._used() + size > self._limit:
+            return self.cudaError_t.cudaErrorMemoryAllocation, None
+        return self.cudaError_t.cudaSuccess, self._allocate(size)
+
+    def cudaFree(self, devPtr: int) -> tuple[Any]:
+        self._check_idle("cudaFree")
+        if self._device.pop(devPtr, None) is None:
+            raise Misuse(f"cudaFree of {devPtr:#x}, which is not allocated")
+        return (self.cudaError_t.cudaSuccess,)
+
+    def cudaHostAlloc(self, size: int, flags: int) -> tuple[Any, Any]:
+        if self._break_captures():
+            return self.cudaError_t.cudaErrorStreamCaptureUnsupported, None
+        block = _aligned(size)
+        self._kept.append(block)
+        self._host[block.ctypes.data] = block
+        return self.cudaError_t.cudaSuccess, block.ctypes.data
+
+    def cudaFreeHost(self, ptr: int) -> tuple[Any]:
+        self._check_idle("cudaFreeHost")
+        block = self._host.pop(ptr, None)
+        if block is None:
+            raise Misuse(f"cudaFreeHost of {ptr:#x}, which is not allocated")
+        block[:] = 0xFF
+        self._device = {base: other for base, other in self._device.items() if other is not block}
+        return (self.cudaError_t.cudaSuccess,)
+
+    def cudaHostGetDevicePointer(self, pHost: int, flags: int) -> tuple[Any, int]:
+        block = self._host[pHost]
+        address = self._place(block.size)
+        self._device[address] = block
+        return self.cudaError_t.cudaSuccess, address
+
+    def cudaStreamCreateWithFlags(self, flags: int) -> tuple[Any, int]:
+        handle = next(self._handles)
+        self._streams[handle] = _Stream()
+        return self.cudaError_t.cudaSuccess, handle
+
+    def cudaStreamDestroy(self, stream: int) -> tuple[Any]:
+        if self._pending(self._stream(stream)):
+            raise Misuse("cudaStreamDestroy with work queued")
+        del self._streams[stream]
+        return (self.cudaError_t.cudaSuccess,)
+
+    def cudaStreamSynchronize(self, stream: int) -> tuple[Any]:
+        target = self._stream(stream)
+        if target.recording is not None:
+            target.broken = True
+            return (self.cudaError_t.cudaErrorStreamCaptureUnsupported,)
+        self._drain(stream, len(target.queue))
+        return (self.cudaError_t.cudaSuccess,)
+
+    def cudaMemsetAsync(self, devPtr: int, value: int, count: int, stream: int) -> tuple[Any]:
+        self.memory(devPtr, count)
+        self.enqueue(stream, "zero", lambda: self.memory(devPtr, count).fill(value))
+        return (self.cudaError_t.cudaSuccess,)
+
+    def cudaMemcpyAsync(self, dst: int, src: int, count: int, kind: Any, stream: int) -> tuple[Any]:
+        kinds = self.cudaMemcpyKind
+        to_host, from_host = kind == kinds.cudaMemcpyDeviceToHost, kind == kinds.cudaMemcpyHostToDevice
+        target = self._pinned if to_host else self.memory
+        source = self._pinned if from_host else self.memory
+        target(dst, count), source(src, count)
+        if not to_host and not from_host and abs(dst - src) < count:
+            raise Misuse("a copy on the device overlaps itself")
+        if to_host:
+            self._pinned(dst, count).fill(0xFF)
+
+        def copy() -> None:
+            target(dst, count)[:] = source(src, count)
+
+        self.enqueue(stream, kind.name.removeprefix("cudaMemcpy"), copy)
+        return (self.cudaError_t.cudaSuccess,)
+
+    def cudaPointerGetAttributes(self, ptr: int) -> tuple[Any, Any]:
+        types = self.cudaMemoryType
+        known = any(base <= ptr < base + block.size for base, block in self._device.items())
+
+        class Attributes:
+            type = types.cudaMemoryTypeDevice if known else types.cudaMemoryTypeUnregistered
+            device = 0
+
+        return self.cudaError_t.cudaSuccess, Attributes()
+
+    def cudaEventCreateWithFlags(self, flags: int) -> tuple[Any, Any]:
+        return self.cudaError_t.cudaSuccess, _Event()
+
+    def cudaEventRecord(self, event: _Event, stream: int) -> tuple[Any]:
+        event.stream, event.position = stream, len(self._stream(stream).queue)
+        return (self.cudaError_t.cudaSuccess,)
+
+    def cudaStreamWaitEvent(self, stream: int, event: _Event, flags: int) -> tuple[Any]:
+        if event.stream is None:
+            raise Misuse("waits for an event that was not recorded")
+        other, position = event.stream, event.position
+        self.enqueue(stream, "wait", lambda: self._drain(other, position))
+        return (self.cudaError_t.cudaSuccess,)
+
+    def cudaEventDestroy(self, event: _Event) -> tuple[Any]:
+        event.stream = None
+        return (self.cudaError_t.cudaSuccess,)
+
+    def cudaStreamBeginCapture(self, stream: int, mode: Any) -> tuple[Any]:
+        target = self._stream(stream)
+        if target.recording is not None:
+            raise Misuse("a capture within a capture")
+        target.recording, target.broken = [], False
+        return (self.cudaError_t.cudaSuccess,)
+
+    def cudaStreamEndCapture(self, stream: int) -> tuple[Any, Any]:
+        target = self._stream(stream)
+        ops, target.recording = target.recording, None
+        if ops is None or target.broken:
+            return self.cudaError_t.cudaErrorStreamCaptureInvalidated, None
+        return self.cudaError_t.cudaSuccess, _Graph(ops)
+
+    def cudaGraphInstantiate(self, graph: _Graph, flags: int) -> tuple[Any, Any]:
+        if not graph.alive:
+            raise Misuse("instantiates a graph that was destroyed")
+        self._executables += 1
+        return self.cudaError_t.cudaSuccess, _Graph(list(graph.ops))
+
+    def cudaGraphDestroy(self, graph: _Graph) -> tuple[Any]:
+        graph.alive = False
+        return (self.cudaError_t.cudaSuccess,)
+
+    def cudaGraphLaunch(self, graphExec: _Graph, stream: int) -> tuple[Any]:
+        if not graphExec.alive:
+            raise Misuse("launches a graph that was destroyed")
+        self._stream(stream).queue.append(lambda: self.log.append("graph"))
+        self._stream(stream).queue.extend(graphExec.ops)
+        return (self.cudaError_t.cudaSuccess,)
+
+    def cudaGraphExecDestroy(self, graphExec: _Graph) -> tuple[Any]:
+        self._check_idle("cudaGraphExecDestroy")
+        if not graphExec.alive:
+            raise Misuse("destroys a graph twice")
+        graphExec.alive = False
+        self._executables -= 1
+        return (self.cudaError_t.cudaSuccess,)
+
+    # Inside
+
+    def _used(self) -> int:
+        hosts = {id(block) for block in self._host.values()}
+        return sum(block.size for block in self._device.values() if id(block) not in hosts)
+
+    def _place(self, size: int) -> int:
+        address = self._next
+        self._next += (size // 256 + 16) * 256  # a gap behind each, so that an overrun meets nothing
+        return address
+
+    def _allocate(self, size: int) -> int:
+        block = _aligned(size)
+        address = block.ctypes.data if self._host_addresses else self._place(size)
+        self._device[address] = block
+        return address
+
+    def _pinned(self, address: int, nbytes: int) -> Bytes:
+        for base, block in self._host.items():
+            if base <= address and address + nbytes <= base + block.size:
+                return block[address - base : address - base + nbytes]
+        raise Misuse(f"{nbytes} bytes at {address:#x} are not page-locked host memory")
+
+    def _stream(self, handle: int) -> _Stream:
+        if handle not in self._streams:
+            raise Misuse(f"stream {handle} does not exist, or was destroyed")
+        return self._streams[handle]
+
+    def _drain(self, handle: int, position: int) -> None:
+        stream = self._stream(handle)
+        while stream.done < position:
+            stream.done += 1
+            stream.queue[stream.done - 1]()
+
+    def _pending(self, stream: _Stream) -> bool:
+        return stream.done < len(stream.queue)
+
+    def _check_idle(self, function: str) -> None:
+        if any(self._pending(stream) for handle, stream in self._streams.items() if handle != LEGACY):
+            raise Misuse(f"{function} while work is queued")
+
+    def _break_captures(self) -> bool:
+        open_ones = [stream for stream in self._streams.values() if stream.recording is not None]
+        for stream in open_ones:
+            stream.broken = True
+        return bool(open_ones)
+
+
+def _aligned(size: int) -> Bytes:
+    """NaN bytes that begin at a multiple of 256."""
+    block = np.full(size + 256, 0xFF, np.uint8)
+    start = -block.ctypes.data % 256
+    return block[start : start + size]

@@ -1,0 +1,167 @@
+"""A machine with a GPU, made of the fakes: driver, CUDA runtime and TensorRT in the places where the runtime looks."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.machinery
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import fakes
+from fake_cuda import FakeCuda
+from fake_tensorrt import FakeTensorRT, run_rows
+from mscope.core.contract import Graph
+from mscope.runtime.backends import tensorrt_library
+from mscope.runtime.backends.base import Array, Arrays, Declared, Runner
+from mscope.runtime.device import driver
+
+Floats = fakes.Floats
+
+
+class FakeDriver:
+    """libcuda.so.1, as far as it is asked: `status` is what cuInit gives."""
+
+    def __init__(self, *, count: int = 1, capability: tuple[int, int] = (9, 0), status: int = 0) -> None:
+        self.count, self.capability, self.status = count, capability, status
+
+    def cuInit(self, flags: int) -> int:
+        return self.status
+
+    def cuDeviceGetCount(self, count: Any) -> int:
+        count._obj.value = self.count
+        return 0
+
+    def cuDeviceGet(self, device: Any, ordinal: int) -> int:
+        return 0
+
+    def cuDeviceGetName(self, name: Any, size: int, device: Any) -> int:
+        name.value = b"NVIDIA Fake"
+        return 0
+
+    def cuDeviceGetAttribute(self, value: Any, attribute: int, device: Any) -> int:
+        value._obj.value = self.capability[attribute - 75]
+        return 0
+
+    def cuDriverGetVersion(self, version: Any) -> int:
+        version._obj.value = 13000
+        return 0
+
+
+def install(
+    monkeypatch: pytest.MonkeyPatch,
+    network: fakes.FakeNetwork,
+    cuda: FakeCuda | None = None,
+    flavours: Sequence[str] = ("tensorrt",),
+    driver_library: FakeDriver | None = None,
+) -> dict[str, FakeTensorRT]:
+    """Puts a GPU into this process until the test ends; returns the TensorRT modules by flavour."""
+    cuda = cuda or FakeCuda()
+    monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", cuda)
+    monkeypatch.setattr("mscope.runtime.device.cuda.why_no_bindings", lambda: "")
+    monkeypatch.setattr(tensorrt_library, "why_no_bindings", lambda: "")
+    set_driver(monkeypatch, driver_library or FakeDriver())
+    modules = {}
+    for flavour in ("tensorrt", "tensorrt-rtx"):
+        name = tensorrt_library.FLAVOURS[flavour].module  # type: ignore[index]
+        if flavour not in flavours:
+            monkeypatch.setitem(sys.modules, name, None)
+            continue
+        modules[flavour] = FakeTensorRT(cuda, network, flavour)
+        modules[flavour].__spec__ = importlib.machinery.ModuleSpec(name, None)  # type: ignore[attr-defined]
+        monkeypatch.setitem(sys.modules, name, modules[flavour])
+    return modules
+
+
+def set_driver(monkeypatch: pytest.MonkeyPatch, library: FakeDriver | None) -> None:
+    """The driver library that the runtime finds; None: it finds none."""
+
+    def open_library(name: str) -> Any:
+        if library is None:
+            raise OSError(f"{name}: cannot open shared object file")
+        return library
+
+    monkeypatch.setattr(driver, "_open", open_library)
+    # Not cleared afterwards by monkeypatch: a fresh cache each time is.
+    import functools
+
+    monkeypatch.setattr(driver, "find_gpu", functools.cache(driver.find_gpu.__wrapped__))
+    for user in ("engine_match", "tensorrt_library", "ort_cuda"):
+        monkeypatch.setattr(f"mscope.runtime.backends.{user}.find_gpu", driver.find_gpu)
+
+
+class RowRunner(Runner):
+    """The network on the host, image by image: the bits that the fake engines give."""
+
+    def __init__(self, graph: Graph, path: Path, network: fakes.FakeNetwork) -> None:
+        super().__init__(graph, path)
+        self._network = network
+
+    @property
+    def kernel(self) -> str:
+        return "function"
+
+    def _open(self) -> None:
+        return
+
+    def _declared(self) -> tuple[Sequence[Declared], Sequence[Declared]]:
+        def declared(tensors: Any) -> list[Declared]:
+            return [Declared(tensor.name, tensor.dtype, tensor.axes) for tensor in tensors]
+
+        return declared(self.graph.inputs), declared(self.graph.outputs)
+
+    def _execute(self, feeds: Mapping[str, Array]) -> Arrays:
+        return run_rows(self._network, self.graph.stage, dict(feeds))
+
+    def _release(self) -> None:
+        return
+
+
+class InterfaceArray:
+    """A batch on the fake device, as PyCUDA and CuPy show theirs."""
+
+    def __init__(self, cuda: FakeCuda, array: Floats, *, offset: int = 0, **interface: Any) -> None:
+        self.address = cuda.put(array, offset=offset)
+        self.__cuda_array_interface__ = {
+            "shape": array.shape, "typestr": array.dtype.str, "data": (self.address, False), "version": 3,
+            "strides": None, "stream": None,
+        } | interface  # fmt: skip
+
+
+class _DLTensor(ctypes.Structure):
+    _fields_ = (
+        ("data", ctypes.c_void_p), ("device_type", ctypes.c_int32), ("device_id", ctypes.c_int32),
+        ("ndim", ctypes.c_int32), ("code", ctypes.c_uint8), ("bits", ctypes.c_uint8), ("lanes", ctypes.c_uint16),
+        ("shape", ctypes.POINTER(ctypes.c_int64)), ("strides", ctypes.POINTER(ctypes.c_int64)),
+        ("byte_offset", ctypes.c_uint64),
+    )  # fmt: skip
+
+
+class DlpackArray:
+    """A batch on the fake device through DLPack alone. `streams` is what the consumer's streams were."""
+
+    def __init__(self, cuda: FakeCuda, array: Floats, *, device_type: int = 2, detached: bool = True) -> None:
+        self.address, self.streams, self._detached = cuda.put(array), [], detached  # type: ignore[var-annotated]
+        shape = (ctypes.c_int64 * array.ndim)(*array.shape)
+        bits = array.dtype.itemsize * 8
+        self._tensor = _DLTensor(self.address, device_type, 0, array.ndim, 2, bits, 1, shape, None, 0)
+        self._kept, self._device_type = shape, device_type
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return self._device_type, 0
+
+    def __dlpack__(self, stream: int | None = None) -> Any:
+        if not self._detached:
+            raise BufferError("Can't export tensors that require gradient")
+        self.streams.append(stream)
+        new = ctypes.pythonapi.PyCapsule_New
+        new.restype, new.argtypes = ctypes.py_object, [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p]
+        return new(ctypes.addressof(self._tensor), b"dltensor", None)
+
+
+def random_batch(network: fakes.FakeNetwork, count: int, seed: int = 1) -> Floats:
+    return np.ascontiguousarray(fakes.random_images(network.config, count, seed))

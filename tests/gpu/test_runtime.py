@@ -1,0 +1,194 @@
+"""The runtime on a real GPU: its memory and streams, other libraries' arrays, and every GPU backend against the CPU.
+
+A backend that cannot be had on the machine is skipped with the reason that it gives itself.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch")
+pytest.importorskip("pydantic")
+pytest.importorskip("cuda.bindings.runtime", reason="cuda-python is not installed: pip install 'cuda-python>=12.6'")
+
+import torch
+
+from mscope.core.contract import Tensor
+from mscope.core.errors import BackendError, InputError
+from mscope.runtime.device.arrays import device_array
+from mscope.runtime.device.cuda import Device, Memory
+from mscope.runtime.device.driver import find_gpu
+from mscope.runtime.device.stream import Stream
+from mscope.runtime.device.tensors import DeviceTensor, StagedTensor
+
+pytestmark = pytest.mark.gpu
+
+SHAPE = (3, 8, 8)
+
+
+@pytest.fixture
+def stream() -> Iterator[Stream]:
+    stream = Stream(Device())
+    yield stream
+    stream.close()
+
+
+@pytest.fixture
+def memory() -> Iterator[Memory]:
+    memory = Memory(Device())
+    yield memory
+    torch.cuda.synchronize()
+    memory.release()
+
+
+def test_the_driver_and_torch_see_the_same_gpu() -> None:
+    gpu, missing = find_gpu()
+    assert gpu is not None, missing
+    major, minor = torch.cuda.get_device_capability(0)
+    assert gpu.compute_capability == Device().compute_capability == f"sm_{major}{minor}"
+    assert gpu.name == torch.cuda.get_device_name(0)
+
+
+def test_rows_go_there_are_compacted_and_come_back(memory: Memory, stream: Stream) -> None:
+    declared = Tensor("features", "float32", ("batch", 5, 7))
+    staged = StagedTensor(Device(), memory, stream, declared, 6)
+    compact = DeviceTensor(memory, stream, declared, 6)
+    numbers = np.random.default_rng(0).normal(size=(6, 5, 7)).astype(np.float32)
+    staged.host[:] = numbers
+    staged.upload(6)
+    for source, place, count in ((1, 0, 2), (5, 2, 1)):
+        row = compact.row_bytes
+        stream.copy(compact.address + place * row, staged.address + source * row, count * row, "DeviceToDevice")
+    stream.synchronize()
+    staged.host[:] = np.nan
+    stream.copy(staged.address, compact.address, 6 * compact.row_bytes, "DeviceToDevice")
+    staged.download(6)
+    stream.synchronize()
+    np.testing.assert_array_equal(staged.host[:3], numbers[[1, 2, 5]])
+    assert (staged.host[3:] == 0).all(), "padding is zeros"
+
+
+def test_a_graph_of_copies_is_replayed(memory: Memory, stream: Stream) -> None:
+    declared = Tensor("features", "float32", ("batch", 64))
+    first, second = (StagedTensor(Device(), memory, stream, declared, 4) for _ in range(2))
+
+    def copy() -> None:
+        stream.copy(second.address, first.address, 4 * first.row_bytes, "DeviceToDevice")
+
+    graph = stream.capture(copy)
+    for value in (1.0, 2.0):
+        first.host[:] = value
+        first.upload(4)
+        graph.launch(stream)
+        second.download(4)
+        stream.synchronize()
+        assert (second.host == value).all()
+    graph.close()
+
+
+def test_a_refused_capture_leaves_the_stream_usable(memory: Memory, stream: Stream) -> None:
+    with pytest.raises(BackendError, match="CUDA: cuda"):
+        stream.capture(stream.synchronize)
+    stream.zero(memory.on_device(256, "a test"), 256)
+    stream.synchronize()
+    assert torch.zeros(3, device="cuda").sum().item() == 0
+
+
+def test_more_memory_than_there_is_is_one_line(memory: Memory) -> None:
+    with pytest.raises(BackendError, match=r"the GPU is out of memory for a test.* MiB are free\): use a"):
+        memory.on_device(1 << 50, "a test")
+    assert torch.ones(3, device="cuda").sum().item() == 3
+
+
+@pytest.mark.parametrize("protocol", ["dlpack", "interface"])
+def test_a_torch_tensor_is_read_in_place_and_in_order(memory: Memory, stream: Stream, protocol: str) -> None:
+    """The tensor is still being written on torch's stream when it is given."""
+
+    class Interface:
+        def __init__(self, tensor: torch.Tensor) -> None:
+            self.tensor = tensor
+            self.__cuda_array_interface__ = tensor.__cuda_array_interface__
+
+    ours = StagedTensor(Device(), memory, stream, Tensor("image", "float32", ("batch", *SHAPE)), 4)
+    stream.synchronize()
+    tensor = torch.full((4, *SHAPE), float("nan"), device="cuda")
+    torch.cuda.synchronize()
+    torch.cuda._sleep(50_000_000)
+    tensor.copy_(torch.arange(tensor.numel(), device="cuda").reshape(tensor.shape))
+    view = device_array(tensor if protocol == "dlpack" else Interface(tensor), SHAPE, Device(), stream)
+    assert view.address == tensor.data_ptr()
+    stream.copy(ours.address, view.address, 4 * ours.row_bytes, "DeviceToDevice")
+    ours.download(4)
+    stream.synchronize()
+    np.testing.assert_array_equal(ours.host, np.arange(4 * 192).reshape(4, *SHAPE))
+
+
+def test_tensors_that_do_not_fit(stream: Stream) -> None:
+    def refused(tensor: Any, match: str) -> None:
+        with pytest.raises(InputError, match=match):
+            device_array(tensor, SHAPE, Device(), stream)
+
+    good = torch.zeros((2, *SHAPE), device="cuda")
+    refused(good.half(), "float16, expected float32")
+    refused(good[:, :, :4], "got shape")
+    refused(good.transpose(2, 3), "make it contiguous")
+    refused(good.clone().requires_grad_(), "detach it first")
+
+
+def run_export(*arguments: str) -> None:
+    command = [sys.executable, "-m", "mscope.export.cli", *arguments]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=550)
+    assert result.returncode == 0, f"{' '.join(command)}\n{result.stderr[-3000:]}"
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        if importlib.util.find_spec(package) is None:
+            pytest.skip(f"{package} is not installed: no bundle can be made here")
+    folder = tmp_path_factory.mktemp("gpu") / "digits"
+    run_export("build", "--size", "digits", "--target", "onnx", "--out", str(folder))
+    return folder
+
+
+@pytest.mark.parametrize("backend, target", [("tensorrt", "trt"), ("tensorrt-rtx", "trt-rtx"), ("ort-cuda", "")])
+def test_a_gpu_backend_answers_as_the_cpu(bundle: Path, backend: str, target: str) -> None:
+    """fp32 engines of the trained digits network, kernel by kernel, captured and replayed, in batches of every kind."""
+    from mscope.runtime import Scope
+    from mscope.runtime.backends.registry import BACKENDS
+
+    found = BACKENDS[backend].probe()
+    if not found.available:
+        pytest.skip(f"{backend}: {found.missing}")
+    if target:
+        run_export("build", "--from", str(bundle), "--target", target)
+    with Scope.load(bundle, backend="ort-cpu") as cpu, Scope.load(bundle, backend=backend, precision="fp32") as gpu:
+        assert gpu.backend == backend
+        shape = (cpu.config.channels, cpu.config.height, cpu.config.width)
+        for seed, count in enumerate((0, 1, 1, 1, 3, 3, 3, 8, 8, 8, 21)):
+            images = np.random.default_rng(seed).normal(size=(count, *shape)).astype(np.float32)
+            expected = cpu.run(images, refine_all=True)
+            got = gpu.run(images, refine_all=True)
+            assert expected.coarse_logits is not None
+            assert got.coarse_logits is not None
+            # TensorRT and cuBLAS may round the factors of float32 products to TF32's 11 bits, 5e-4 each: twenty times
+            # that is allowed after all the layers. A wrong row or index is off by whole numbers.
+            close = {"atol": 1e-2, "rtol": 1e-2}
+            np.testing.assert_allclose(got.coarse_logits, expected.coarse_logits, **close)
+            np.testing.assert_allclose(got.importance, expected.importance, **close)
+            # Where almost equal importances change places, the fine logits are another selection's.
+            same = (np.asarray(got.selected) == np.asarray(expected.selected)).all(axis=1)
+            assert same.mean() >= 0.5 or count < 8
+            np.testing.assert_allclose(got.logits[same], expected.logits[same], **close)
+            on_device = torch.from_numpy(images).cuda()
+            again = gpu.run(on_device, refine_all=True)
+            np.testing.assert_allclose(again.logits, got.logits, atol=1e-4, rtol=1e-4)
+        assert gpu.notes == ()

@@ -1,0 +1,213 @@
+"""One device: what is missing without it, its memory and graphs, and the batch sizes that are run."""
+
+import importlib.util
+import re
+import subprocess
+import sys
+from typing import Any
+
+import numpy as np
+import pytest
+
+import fake_gpu
+import fakes
+from fake_cuda import FakeCuda, Misuse
+from fake_gpu import FakeDriver
+from mscope.core.contract import Tensor
+from mscope.core.errors import BackendError
+from mscope.runtime.device import driver
+from mscope.runtime.device.buckets import bucket_of, buckets, runs
+from mscope.runtime.device.cuda import Device, Memory
+from mscope.runtime.device.stream import Stream
+from mscope.runtime.device.tensors import DeviceTensor, StagedTensor
+
+
+@pytest.fixture
+def cuda(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
+    fake = FakeCuda()
+    monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", fake)
+    return fake
+
+
+def test_buckets_are_powers_of_two_in_the_profile() -> None:
+    assert buckets(1, 64) == (1, 2, 4, 8, 16, 32, 64)
+    assert buckets(1, 6) == (1, 2, 4, 6)
+    assert buckets(4, 8) == (4, 8)
+    assert buckets(5, 5) == (5,)
+    for largest in range(1, 70):
+        for rows in range(1, largest + 1):
+            bucket = bucket_of(rows, 1, largest)
+            assert rows <= bucket <= largest
+            assert bucket < 2 * rows
+    for rows in (0, 9):
+        with pytest.raises(ValueError, match="do not fit"):
+            bucket_of(rows, 1, 8)
+
+
+def test_runs_move_every_row_to_its_place() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        rows = np.flatnonzero(rng.random(17) < rng.random())
+        source, target = np.arange(17), np.full(len(rows), -1)
+        stretches = list(runs(rows.tolist()))
+        for start, place, count in stretches:
+            target[place : place + count] = source[start : start + count]
+        np.testing.assert_array_equal(target, rows)
+        assert len(stretches) <= 9
+    assert list(runs([])) == []
+    assert list(runs([2, 3, 4])) == [(2, 0, 3)]
+
+
+@pytest.mark.parametrize(
+    ("library", "message"),
+    [
+        (None, "no NVIDIA driver .* is not found"),
+        (FakeDriver(status=999), r"does not start \(CUDA error 999\)"),
+        (FakeDriver(status=100), "sees no GPU"),
+        (FakeDriver(count=0), "sees no GPU"),
+    ],
+)
+def test_what_the_driver_lacks(monkeypatch: pytest.MonkeyPatch, library: Any, message: str) -> None:
+    fake_gpu.set_driver(monkeypatch, library)
+    gpu, missing = driver.find_gpu()
+    assert gpu is None
+    assert re.search(message, missing)
+
+
+def test_the_gpu_that_the_driver_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_gpu.set_driver(monkeypatch, FakeDriver(capability=(12, 1)))
+    gpu, missing = driver.find_gpu()
+    assert (str(gpu), missing) == ("NVIDIA Fake (sm_121)", "")
+    assert gpu is not None
+    assert gpu.driver == "13.0"
+
+
+@pytest.mark.skipif(importlib.util.find_spec("cuda.bindings.runtime") is None, reason="cuda-python is not installed")
+def test_the_real_runtime_without_a_driver_is_one_line() -> None:
+    if driver.find_gpu()[0] is not None:
+        pytest.skip("there is a driver and a GPU here")
+    with pytest.raises(BackendError, match=r"CUDA: cudaSetDevice failed: .* \(\d+\)"):
+        Device()
+
+
+def test_without_cuda_python(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", None)
+    with pytest.raises(BackendError, match="cuda"):
+        Device()
+
+
+def test_the_table_of_backends_costs_little() -> None:
+    """Probing imports no CUDA, TensorRT or ONNX Runtime."""
+    code = (
+        "import sys; from mscope.runtime.backends.registry import available_backends; found = available_backends();"
+        "assert [f.name for f in found] == ['tensorrt', 'tensorrt-rtx', 'ort-cpu', 'ort-cuda'];"
+        "heavy = {'cuda.bindings.runtime', 'tensorrt', 'tensorrt_rtx', 'onnxruntime', 'torch'} & set(sys.modules);"
+        "sys.exit(str(heavy) if heavy else 0)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+
+
+def test_memory_is_owned_and_given_back(cuda: FakeCuda) -> None:
+    device = Device()
+    memory = Memory(device)
+    address = memory.on_device(100, "a test")
+    assert address % 256 == 0
+    host, mapped = memory.on_host(100, "a test")
+    assert (host != 0, mapped) == (True, 0)
+    assert cuda.live == 2
+    memory.release()
+    memory.release()
+    assert cuda.live == 0
+
+
+def test_a_staged_tensor_goes_there_and_back(cuda: FakeCuda) -> None:
+    device = Device()
+    memory, stream = Memory(device), Stream(device)
+    tensor = StagedTensor(device, memory, stream, Tensor("importance", "float32", ("batch", 3)), 4)
+    tensor.host[:2] = [[1, 2, 3], [4, 5, 6]]
+    tensor.upload(2)
+    tensor.host[:2].copy()
+    stream.synchronize()
+    np.testing.assert_array_equal(
+        cuda.array(tensor.address, "float32", (4, 3)), [[1, 2, 3], [4, 5, 6], [0] * 3, [0] * 3]
+    )
+    tensor.download(2)
+    assert np.isnan(tensor.host[:2]).all(), "the fake must punish reading too early"
+    stream.synchronize()
+    np.testing.assert_array_equal(tensor.host[:2], [[1, 2, 3], [4, 5, 6]])
+    stream.close()
+    memory.release()
+
+
+def test_new_memory_is_zeros_for_padding(cuda: FakeCuda) -> None:
+    device = Device()
+    memory, stream = Memory(device), Stream(device)
+    tensor = DeviceTensor(memory, stream, Tensor("features", "float32", ("batch", 3)), 2)
+    stream.synchronize()
+    assert (cuda.array(tensor.address, "float32", (2, 3)) == 0).all()
+    stream.close()
+    memory.release()
+
+
+def test_a_capture_that_is_refused_leaves_the_stream_usable(cuda: FakeCuda) -> None:
+    device = Device()
+    memory, stream = Memory(device), Stream(device)
+    address = memory.on_device(256, "a test")
+    for forbidden in (lambda: memory.on_device(1, "a test"), stream.synchronize):
+        with pytest.raises(BackendError, match="cudaErrorStreamCapture"):
+            stream.capture(lambda forbidden=forbidden: (stream.zero(address, 4), forbidden()))  # type: ignore[misc]
+    graph = stream.capture(lambda: stream.zero(address, 4))
+    stream.synchronize()
+    assert (cuda.memory(address, 4) == 0xFF).all(), "a capture runs nothing"
+    graph.launch(stream)
+    stream.synchronize()
+    assert (cuda.memory(address, 4) == 0).all()
+    graph.close()
+    stream.close()
+    memory.release()
+
+
+def test_the_fake_forgives_nothing(cuda: FakeCuda) -> None:
+    """What the other tests rely on."""
+    device = Device()
+    memory, stream = Memory(device), Stream(device)
+    address = memory.on_device(256, "a test")
+    for wrong in (
+        lambda: cuda.memory(address, 257),
+        lambda: cuda.memory(address - 1, 1),
+        lambda: stream.copy(address, address + 8, 16, "DeviceToDevice"),
+        lambda: stream.copy(address, id(cuda), 16, "HostToDevice"),
+        lambda: cuda.cudaFree(address + 1),
+    ):
+        with pytest.raises(Misuse):
+            wrong()
+    stream.zero(address, 4)
+    with pytest.raises(Misuse, match="while work is queued"):
+        memory.release()
+    stream.close()
+    late = FakeCuda()
+    with pytest.raises(Misuse, match="was freed"):
+        late.memory(address, 1)
+
+
+def test_a_lost_device_says_so(cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> None:
+    device = Device()
+    stream = Stream(device)
+    lost = cuda.cudaError_t.cudaErrorIllegalAddress
+    monkeypatch.setattr(cuda, "cudaStreamSynchronize", lambda stream: (lost,))
+    with pytest.raises(BackendError, match=r"cudaErrorIllegalAddress \(700\); the device's context is lost"):
+        stream.synchronize()
+
+
+def test_fake_network_rows(network: fakes.FakeNetwork) -> None:
+    """The fake engines' arithmetic is the network's."""
+    from fake_tensorrt import run_rows
+
+    images = fakes.random_images(network.config, 3)
+    given = run_rows(network, "coarse", {"image": images})
+    chosen = np.tile(np.arange(0, 12, 2), (3, 1))
+    rest = np.tile(np.arange(1, 12, 2), (3, 1))
+    feeds = {"image": images, "features": given["features"], "embeddings": given["embeddings"]}
+    got = run_rows(network, "fine", feeds | {"selected": chosen, "remaining": rest})["logits"]
+    np.testing.assert_allclose(got, network.fine(images, chosen, rest), rtol=1e-5, atol=1e-5)

@@ -1,0 +1,113 @@
+"""The fakes against the real packages, and the runtime against both: no name, no parameter that only a fake has."""
+
+import inspect
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+
+import fake_tensorrt
+from fake_cuda import FakeCuda
+from mscope.runtime.backends import ort_cuda
+
+RUNTIME = Path(__file__).parents[2] / "runtime" / "mscope" / "runtime"
+SOURCES = "\n".join(
+    path.read_text() for folder in ("backends", "device") for path in sorted((RUNTIME / folder).glob("*.py"))
+)
+
+
+def documented_parameters(function: Any, separator: str = r"\((.*?)\)(?: ->|$)") -> list[list[str]]:
+    """Parameter names of each signature in a binding's docstring."""
+    found = []
+    for line in (function.__doc__ or "").splitlines():
+        match = re.match(rf"(?:\d+\. )?{function.__name__}{separator}", line.strip())
+        if match and "*args" not in line:
+            plain = re.sub(r"<[^>]*>|\[[^\]]*\]", "", match[1])
+            # "unsigned int flags", "kind: cudaMemcpyKind", "strategy: X = ": the name is what is left.
+            parts = [part.split("=")[0].split(":")[0].split()[-1] for part in plain.split(",") if part.strip()]
+            found.append([part for part in parts if part != "self"])
+    return found
+
+
+def test_the_cuda_runtime_is_what_the_fake_says() -> None:
+    real = pytest.importorskip("cuda.bindings.runtime")
+    functions = [name for name, _ in inspect.getmembers(FakeCuda, inspect.isfunction) if name.startswith("cuda")]
+    assert len(functions) > 20
+    for name in functions:
+        ours = list(inspect.signature(getattr(FakeCuda, name)).parameters)[1:]
+        assert documented_parameters(getattr(real, name)) == [ours], name
+
+
+def test_every_cuda_name_in_the_runtime_exists() -> None:
+    real = pytest.importorskip("cuda.bindings.runtime")
+    called = set(re.findall(r'"(cuda[A-Z]\w+)"', SOURCES)) | set(re.findall(r"\bapi\.(cuda\w+)", SOURCES))
+    assert {"cudaMalloc", "cudaGraphLaunch", "cudaMemcpyKind"} <= called
+    for name in called:
+        assert hasattr(real, name), name
+        assert hasattr(FakeCuda(), name), f"{name} is not tried by any test"
+    for kind in re.findall(r'"((?:HostTo|DeviceTo)\w+)"', SOURCES):
+        assert hasattr(real.cudaMemcpyKind, f"cudaMemcpy{kind}")
+    assert real.cudaError_t.cudaErrorMemoryAllocation == 2
+    assert real.cudaError_t.cudaErrorIllegalAddress == 700
+
+
+@pytest.mark.parametrize(
+    "name", ["Runtime", "ICudaEngine", "IExecutionContext", "IRuntimeConfig", "ILogger", "DataType", "TensorIOMode"]
+)
+def test_tensorrt_is_what_the_fake_says(name: str) -> None:
+    real = getattr(pytest.importorskip("tensorrt_rtx"), name)
+    ours = getattr(fake_tensorrt, name)
+    public = [member for member in vars(ours) if not member.startswith("_")]
+    if name == "ICudaEngine":
+        public.remove("shape")  # the fake's own
+    assert public
+    for member in public:
+        assert hasattr(real, member), f"{name}.{member}"
+        value = getattr(ours, member)
+        if inspect.isfunction(value):
+            parameters = list(inspect.signature(value).parameters)[1:]
+            told = documented_parameters(getattr(real, member))
+            if name != "ILogger":  # overridden, not called
+                assert parameters in told or (member == "create_execution_context" and ["strategy"] in told), member
+
+
+def test_what_the_runtime_names_of_tensorrt_exists() -> None:
+    real = pytest.importorskip("tensorrt_rtx")
+    for name in set(re.findall(r"(?:module|_module)\.([A-Z]\w+)", SOURCES)):
+        assert hasattr(real, name), name
+    assert real.ExecutionContextAllocationStrategy.USER_MANAGED is not None
+    assert real.DynamicShapesKernelSpecializationStrategy.EAGER is not None
+    for name in ("device_memory_size_v2", "num_io_tensors", "num_optimization_profiles"):
+        assert hasattr(real.ICudaEngine, name)
+    assert hasattr(real.IRuntimeConfig, "dynamic_shapes_kernel_specialization_strategy")
+    assert (int(real.ILogger.INTERNAL_ERROR), int(real.ILogger.ERROR)) == (0, 1)
+
+
+def test_the_real_tensorrt_talks_through_our_logger() -> None:
+    """No driver is needed to be told that bytes are no engine."""
+    from mscope.runtime.backends.tensorrt_library import ErrorLog
+
+    real = pytest.importorskip("tensorrt_rtx")
+    log = ErrorLog(real)
+    runtime = real.Runtime(log.logger)
+    log.take()
+    assert runtime.deserialize_cuda_engine(b"no engine") is None
+    said = log.take()
+    assert "Error" in said
+    assert "\n" not in said
+    assert log.take() == "it gave no reason"
+
+
+def test_io_binding_by_address() -> None:
+    """What OrtCudaRunner asks of ONNX Runtime, on host memory."""
+    assert list(inspect.signature(onnxruntime.IOBinding.bind_input).parameters)[1:] == [
+        "name", "device_type", "device_id", "element_type", "shape", "buffer_ptr",
+    ]  # fmt: skip
+    assert list(inspect.signature(onnxruntime.IOBinding.bind_output).parameters)[1:] == [
+        "name", "device_type", "device_id", "element_type", "shape", "buffer_ptr",
+    ]  # fmt: skip
+    assert ort_cuda._MEMORY == "cuda"
+    assert np.dtype("float32").type is np.float32

@@ -1,0 +1,310 @@
+"""Which engine of a bundle runs where, and what is said of those that do not fit."""
+
+import importlib.util
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import fake_gpu
+import fake_tensorrt
+import fakes
+from fake_cuda import FakeCuda
+from fake_gpu import FakeDriver, random_batch
+from fake_tensorrt import FakeTensorRT
+from mscope.core.bundle import load_manifest, record_of, write_manifest
+from mscope.core.console import run_app
+from mscope.core.engine import sidecar_of
+from mscope.core.errors import BackendError, BundleError
+from mscope.runtime import Scope
+from mscope.runtime.backends import plugin_library
+from mscope.runtime.backends.bound_context import refused
+from mscope.runtime.backends.tensorrt_library import ErrorLog, plain_version
+from mscope.runtime.cli import app
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch, network: fakes.FakeNetwork) -> dict[str, FakeTensorRT]:
+    return fake_gpu.install(monkeypatch, network, flavours=("tensorrt", "tensorrt-rtx"))
+
+
+@pytest.fixture
+def folder(tmp_path: Path, network: fakes.FakeNetwork) -> Path:
+    fakes.write_fake_bundle(tmp_path / "b", network)
+    return tmp_path / "b"
+
+
+def rewrite(folder: Path, path: Path, content: bytes) -> None:
+    """Another content for a file of the bundle, with the manifest told: what its hashes do not catch."""
+    path.write_bytes(content)
+    manifest = load_manifest(folder, check_files=False)
+    files = {**manifest.files, path.name: record_of(path)}
+    write_manifest(folder, manifest.model_copy(update={"files": files}))
+
+
+def refusal(folder: Path, kind: type[Exception] = BackendError, **options: Any) -> str:
+    with pytest.raises(kind) as caught:
+        Scope.load(folder, **({"backend": "tensorrt"} | options))
+    said = str(caught.value)
+    assert "\n" not in said
+    return said
+
+
+@pytest.mark.parametrize("flavour", ["tensorrt", "tensorrt-rtx"])
+def test_either_flavour_runs(
+    gpu: dict[str, FakeTensorRT], folder: Path, network: fakes.FakeNetwork, flavour: str
+) -> None:
+    fake_tensorrt.add_engines(folder, flavour=flavour)
+    for backend in (flavour, "auto"):
+        with Scope.load(folder, backend=backend) as scope:
+            assert (scope.backend, scope.kernel, scope.precision, scope.notes) == (flavour, "function", "fp16", ())
+            outcome = scope.run(random_batch(network, 3), 1.0)
+    assert outcome.stages == ("fine",) * 3
+
+
+def test_the_engine_of_this_gpu_is_taken(
+    monkeypatch: pytest.MonkeyPatch, network: fakes.FakeNetwork, folder: Path
+) -> None:
+    for capability in ("sm_87", "sm_90", "sm_120"):
+        fake_tensorrt.add_engines(folder, compute_capabilities=(capability,))
+    for capability in ((8, 7), (12, 0)):
+        fake_gpu.install(
+            monkeypatch, network, FakeCuda(capability=capability), driver_library=FakeDriver(capability=capability)
+        )
+        with Scope.load(folder, backend="tensorrt") as scope:
+            name = f"sm_{capability[0]}{capability[1]}"
+            assert all(name in runner.path.name for runner in scope._runners.values())
+
+
+def test_one_engine_for_several_gpus(gpu: dict[str, FakeTensorRT], folder: Path) -> None:
+    fake_tensorrt.add_engines(folder, compute_capabilities=("sm_89", "sm_90"))
+    Scope.load(folder, backend="tensorrt").close()
+
+
+def test_another_gpu(gpu: dict[str, FakeTensorRT], folder: Path) -> None:
+    fake_tensorrt.add_engines(folder, compute_capabilities=("sm_87",), gpu_name="Orin")
+    said = refusal(folder)
+    assert "coarse.fp16.sm_87.trt.engine was built with TensorRT 10.13.3.9 for sm_87 (Orin)" in said
+    assert "here are TensorRT 10.13.3.9 and NVIDIA Fake (sm_90)" in said
+    assert f"run 'mscope-export build --from {folder} --target trt'" in said
+
+
+def test_another_version(gpu: dict[str, FakeTensorRT], folder: Path) -> None:
+    fake_tensorrt.add_engines(folder, flavour="tensorrt-rtx", version="1.3.0.35")
+    said = refusal(folder, backend="tensorrt-rtx")
+    assert "TensorRT-RTX 1.3.0.35 for sm_90, here are TensorRT-RTX 1.7.1.116" in said
+    assert said.count("--target trt-rtx") == 1
+
+
+def test_auto_says_why_it_left_the_engines(
+    gpu: dict[str, FakeTensorRT], folder: Path, network: fakes.FakeNetwork
+) -> None:
+    fake_tensorrt.add_engines(folder, compute_capabilities=("sm_75",))
+    with Scope.load(folder, threads=None) as scope:
+        assert scope.backend == "ort-cpu"
+        (note,) = scope.notes
+        assert re.match(r"not tensorrt: coarse\.fp16\.sm_75.* here are TensorRT", note)
+        result = scope(random_batch(network, 1)[0], eta=1.0)
+    assert result.to_dict()["notes"] == [note]
+
+
+def test_no_engines_at_all(gpu: dict[str, FakeTensorRT], folder: Path) -> None:
+    assert f"build them with 'mscope-export build --from {folder} --target trt'" in refusal(folder)
+    with Scope.load(folder) as scope:
+        assert (scope.backend, scope.notes) == ("ort-cpu", ())
+
+
+def test_precision_is_kept_to(gpu: dict[str, FakeTensorRT], folder: Path) -> None:
+    fake_tensorrt.add_engines(folder, precision="fp32")
+    with Scope.load(folder, backend="tensorrt") as scope:
+        assert scope.precision == "fp32"
+    assert "the bundle has onnx fp32, tensorrt fp32" in refusal(folder, precision="fp16")
+
+
+@pytest.mark.parametrize("content", [b"", b"ftrt" * 100], ids=["empty", "foreign"])
+def test_a_foreign_engine_is_refused_by_the_library(gpu: dict[str, FakeTensorRT], folder: Path, content: bytes) -> None:
+    engine = fake_tensorrt.add_engines(folder)[0]
+    rewrite(folder, engine, content)
+    said = refusal(folder)
+    assert "cannot load coarse.fp16.sm_90.trt.engine (Error Code 2: magic tag does not match in readHeader)" in said
+    assert "--target trt" in said
+    assert gpu["tensorrt"].cuda.live == 0
+
+
+def test_a_truncated_engine_is_caught_before_it_is_read(gpu: dict[str, FakeTensorRT], folder: Path) -> None:
+    engine = fake_tensorrt.add_engines(folder)[1]
+    engine.write_bytes(engine.read_bytes()[:-5])
+    assert "the manifest says" in refusal(folder, BundleError)
+
+
+def test_an_engine_without_its_record(gpu: dict[str, FakeTensorRT], folder: Path) -> None:
+    for engine in fake_tensorrt.add_engines(folder):
+        manifest = load_manifest(folder, check_files=False)
+        sidecar_of(engine).unlink()
+        files = {name: record for name, record in manifest.files.items() if name != sidecar_of(engine).name}
+        write_manifest(folder, manifest.model_copy(update={"files": files}))
+    assert "not loaded without its record" in refusal(folder, BundleError)
+
+
+def test_a_record_of_another_engine(gpu: dict[str, FakeTensorRT], folder: Path) -> None:
+    engine = fake_tensorrt.add_engines(folder)[0]
+    record = json.loads(sidecar_of(engine).read_text()) | {"precision": "fp32"}
+    rewrite(folder, sidecar_of(engine), json.dumps(record).encode())
+    assert "its record says tensorrt fp32, the manifest tensorrt fp16" in refusal(folder, BundleError)
+
+
+def test_engines_of_the_stages_swapped(gpu: dict[str, FakeTensorRT], folder: Path) -> None:
+    coarse, fine = fake_tensorrt.add_engines(folder)
+    content = coarse.read_bytes()
+    rewrite(folder, coarse, fine.read_bytes())
+    rewrite(folder, fine, content)
+    assert "coarse.fp16.sm_90.trt.engine: inputs are" in refusal(folder)
+    for engine in (coarse, fine):
+        record = json.loads(sidecar_of(engine).read_text())
+        record["stage"] = {"coarse": "fine", "fine": "coarse"}[record["stage"]]
+        rewrite(folder, sidecar_of(engine), json.dumps(record).encode())
+    assert "its record says stage fine, the manifest coarse" in refusal(folder, BundleError)
+
+
+def test_profiles_of_the_stages_differ(gpu: dict[str, FakeTensorRT], folder: Path, network: fakes.FakeNetwork) -> None:
+    """Batches that both take are run; where there is none, that is said."""
+    fake_tensorrt.add_engines(folder, batch=(2, 4, 8))
+    shutil.copytree(folder, folder.with_name("c"))
+    fine = next(folder.glob("fine*.engine"))
+    for smallest, largest in ((1, 6), (4, 5)):
+        content = json.loads(fine.read_text()) | {"batch": [smallest, largest, largest]}
+        rewrite(folder, fine, json.dumps(content).encode())
+        with Scope.load(folder, backend="tensorrt") as scope:
+            for count in (1, 3, 5, 6, 17):
+                images = random_batch(network, count)
+                for eta in (0.6, 1.0):
+                    for _ in range(3):
+                        outcome = scope.run(images, eta)
+                coarse = fake_tensorrt.run_rows(network, "coarse", {"image": images})
+                np.testing.assert_array_equal(outcome.coarse_logits, coarse["logits"])
+                assert outcome.stages == ("fine",) * count
+    rewrite(folder, fine, json.dumps(json.loads(fine.read_text()) | {"batch": [1, 1, 1]}).encode())
+    assert "no batch fits all stages: one takes 2 or more, another at most 1" in refusal(folder)
+    assert gpu["tensorrt"].cuda.live == 0
+
+
+def test_the_benchmark_times_every_stage(
+    gpu: dict[str, FakeTensorRT], folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = Path(__file__).parents[2] / "benchmarks" / "latency_gpu.py"
+    spec = importlib.util.spec_from_file_location("latency_gpu", path)
+    assert spec is not None
+    assert spec.loader is not None
+    program = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(program)
+    fake_tensorrt.add_engines(folder)
+    lines = program.engine_lines(folder, "tensorrt", [1, 8, 64], 3)
+    assert "its engines take no batch of 64" in capsys.readouterr().err
+    assert [line["batch"] for line in lines] == [1, 8]
+    for line in lines:
+        for name in ("coarse", "fine", "run_exit", "run_refined"):
+            assert 0 < line[name]["min_ms"] <= line[name]["p50_ms"] <= line[name]["p99_ms"]
+        assert "coarse" in program.shown(line)
+    assert gpu["tensorrt"].cuda.live == 0
+
+
+def test_the_command_says_what_it_left(
+    gpu: dict[str, FakeTensorRT], folder: Path, tmp_path: Path, network: fakes.FakeNetwork,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    fake_tensorrt.add_engines(folder, compute_capabilities=("sm_75",))
+    np.save(tmp_path / "x.npy", random_batch(network, 2))
+    assert run_app(app, [str(tmp_path / "x.npy"), "--bundle", str(folder), "--json"]) == 0
+    said = capsys.readouterr()
+    assert said.err.startswith("note: not tensorrt: coarse.fp16.sm_75")
+    assert all(json.loads(line)["backend"] == "ort-cpu" for line in said.out.splitlines())
+    assert run_app(app, [str(tmp_path / "x.npy"), "--bundle", str(folder), "--backend", "tensorrt"]) == 1
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.count("\n") == 1
+    assert "for sm_75, here are TensorRT 10.13.3.9 and NVIDIA Fake (sm_90)" in said.err
+
+
+# The plugin library
+
+
+@pytest.fixture
+def plugin(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """A plugin library of sha256 aa...; the flavours that it was loaded into."""
+    loaded: list[str] = []
+    monkeypatch.setattr(plugin_library, "why_missing", lambda: "")
+    monkeypatch.setattr(plugin_library, "path", lambda: "lib/libmscope_trt.so")
+    monkeypatch.setattr(plugin_library, "sha256", lambda: "a" * 64)
+    monkeypatch.setattr(plugin_library, "load", loaded.append)
+    return loaded
+
+
+def test_the_plugin_is_loaded_before_the_engine(gpu: dict[str, FakeTensorRT], folder: Path, plugin: list[str]) -> None:
+    fake_tensorrt.add_engines(folder, plugin_sha256="a" * 64, plugin_version="1")
+    with Scope.load(folder, backend="tensorrt") as scope:
+        assert scope.kernel == "native"
+    assert plugin == ["tensorrt", "tensorrt"]
+    assert "--kernel function asks for one without" in refusal(folder, kernel="function")
+
+
+def test_an_engine_without_the_plugin(gpu: dict[str, FakeTensorRT], folder: Path, plugin: list[str]) -> None:
+    fake_tensorrt.add_engines(folder)
+    Scope.load(folder, backend="tensorrt").close()
+    assert plugin == []
+    assert "was made without the plugin, --kernel native asks for it" in refusal(folder, kernel="native")
+
+
+def test_another_plugin_library(gpu: dict[str, FakeTensorRT], folder: Path, plugin: list[str]) -> None:
+    fake_tensorrt.add_engines(folder, plugin_sha256="b" * 64, plugin_version="7")
+    said = refusal(folder)
+    assert (
+        "plugin library of version 7, sha256 bbbbbbbbbbbb, here is lib/libmscope_trt.so of sha256 aaaaaaaaaaaa" in said
+    )
+    assert "--target trt" in said
+    assert plugin == []
+
+
+def test_no_plugin_library(
+    gpu: dict[str, FakeTensorRT], folder: Path, plugin: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plugin_library, "why_missing", lambda: "it is not built: build it")
+    fake_tensorrt.add_engines(folder, plugin_sha256="a" * 64)
+    assert refusal(folder) == (
+        "coarse.fp16.sm_90.trt.engine needs the plugin library: it is not built: build it (and 1 more of its files)"
+    )
+
+
+def test_the_plugins_part_has_what_is_asked_of_it() -> None:
+    from mscope.plugins import trt
+
+    assert isinstance(trt.why_missing(), str)
+    assert callable(trt.load)
+    if not plugin_library.why_missing():
+        assert Path(plugin_library.path()).is_file()
+        assert re.fullmatch("[0-9a-f]{64}", plugin_library.sha256())
+
+
+# The library's words
+
+
+def test_versions_are_compared_by_their_numbers() -> None:
+    assert plain_version("10.13.3.9.post1") == "10.13.3.9"
+    assert plain_version("10.3.0") == "10.3.0"
+
+
+def test_complaints_become_one_line() -> None:
+    log = ErrorLog(fake_tensorrt.FakeTensorRT)
+    for severity, text in ((3, "hello"), (1, "first\n  cause"), (1, "first cause"), (0, "second"), (1, "third")):
+        log.logger.log(severity, text)
+    assert log.take() == "first cause; second"
+    assert log.take() == "it gave no reason"
+
+
+def test_lack_of_memory_is_told_in_every_way_that_it_is_said() -> None:
+    for why in ("Error Code 2: OutOfMemory (no further information)", "CUDA error: out of memory"):
+        assert refused("x cannot run", why).endswith("use a smaller batch, or end what else uses it")
+    assert refused("x cannot run", "a\nb") == "x cannot run (a b)"

@@ -75,7 +75,17 @@ def test_no_file_grows_past_400_lines() -> None:
     assert not [p for p in files if p.stem in {"utils", "helpers", "common"}]
 
 
-@pytest.mark.parametrize("module", ["mscope.runtime", "mscope.runtime.cli", "mscope.core.manifest"])
+@pytest.mark.parametrize(
+    "module",
+    [
+        "mscope.runtime",
+        "mscope.runtime.cli",
+        "mscope.runtime.profiling.run",
+        "mscope.runtime.doctor.examine",
+        "mscope.export.cli",
+        "mscope.core.manifest",
+    ],
+)
 def test_the_bare_install_needs_no_torch_and_no_onnx(module: str) -> None:
     heavy = "{'torch', 'onnx', 'sklearn', 'matplotlib', 'onnxscript'}"
     code = f"import {module}, sys; bad = {heavy} & set(sys.modules); sys.exit(f'imported {{bad}}' if bad else 0)"

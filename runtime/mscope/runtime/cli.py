@@ -58,7 +58,9 @@ def run(
             metavar="ETA", help="Confidence in [0, 1] that accepts the coarse answer; by default the bundle's."
         ),
     ] = None,
-    backend: Annotated[str, typer.Option(metavar="NAME", help="auto, or ort-cpu.")] = "auto",
+    backend: Annotated[
+        str, typer.Option(metavar="NAME", help="auto, tensorrt, tensorrt-rtx, ort-cpu or ort-cuda.")
+    ] = "auto",
     kernel: Annotated[
         KernelName, typer.Option(help="Implementation of the scan: native library, the file's own function, or auto.")
     ] = KernelName.auto,
@@ -76,19 +78,31 @@ def run(
         Path | None,
         typer.Option(metavar="FILE.npz", help="Write logits, coarse_logits, importance and selected (-1: exited)."),
     ] = None,
+    deadline_ms: Annotated[
+        float | None,
+        typer.Option(
+            metavar="MS", help="Return the coarse answer where the fine stage would not be done in this time."
+        ),
+    ] = None,
+    stats: Annotated[
+        bool, typer.Option("--stats", help="Exit rate and drift over the run, on stderr; with --json as one object.")
+    ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> int:
     """Classify pictures with a bundle; easy ones leave after the coarse stage, hard ones are looked at closely."""
     # Here, so that --help needs none of it.
     from mscope.core.cascade import check_eta
+    from mscope.runtime.deadline import Deadline
     from mscope.runtime.outputs import OutputArrays, OverlayFolder
     from mscope.runtime.report import print_table, progress
     from mscope.runtime.scope import Scope
     from mscope.runtime.session import RunOptions, run_items
     from mscope.runtime.sources import expand_sources
+    from mscope.runtime.stats import RunRecord, print_stats
 
     if eta is not None:
         check_eta(eta)
+    deadline = None if deadline_ms is None else Deadline(deadline_ms)
     failures: list[InputError] = []
 
     def on_problem(problem: InputError) -> None:
@@ -96,17 +110,30 @@ def run(
         print_error(problem)
 
     with Scope.load(bundle, backend=backend, threads=threads, kernel=kernel.value, precision=precision) as scope:
+        for note in scope.notes:
+            print(f"note: {note}", file=sys.stderr)
         shape = (scope.config.channels, scope.config.height, scope.config.width)
         items = expand_sources(sources, shape)
         untrained = not scope.manifest.weights.trained
         arrays = None if save_outputs is None else OutputArrays(save_outputs, untrained=untrained)
         overlays = None if save_vis is None else OverlayFolder(save_vis)
+        if deadline is not None:
+            deadline.warm_up(scope, batch)
+        record = RunRecord()
         results: list[Result] = []
         with progress(len(items), quiet=json and sys.stdout.isatty()) as on_done:
             options = RunOptions(eta=eta, topk=topk, batch=batch)
             for result in run_items(
-                scope, items, options, arrays=arrays, overlays=overlays, on_problem=on_problem, on_done=on_done
+                scope,
+                items,
+                options,
+                arrays=arrays,
+                overlays=overlays,
+                deadline=deadline,
+                on_problem=on_problem,
+                on_done=on_done,
             ):
+                record.add(result)
                 if json:
                     print(result.to_json(), flush=True)
                 else:
@@ -115,6 +142,8 @@ def run(
             arrays.write()
         if results:
             print_table(results, scope.manifest)
+        if stats:
+            print_stats(record.stats(), json=json)
         if not failures:
             return 0
         return EXIT_USAGE if len(failures) == len(items) else EXIT_FAILURE

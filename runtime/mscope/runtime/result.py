@@ -28,6 +28,7 @@ class Outcome:
         selected: (B, K) int64, the refined regions in raster order; a row of -1 where the image exited.
         stage_ms: wall time of each stage for the whole batch, milliseconds, host clock: "coarse", "select" (softmax,
             exit decision, ranking, compaction) and "fine", or "full".
+        notes: lines for people on what did not go as it should have, though the numbers are right.
     """
 
     logits: Floats
@@ -38,6 +39,7 @@ class Outcome:
     importance: Floats | None
     selected: Ints | None
     stage_ms: dict[str, float]
+    notes: tuple[str, ...] = ()
 
     def image_ms(self, row: int) -> dict[str, float]:
         """One image's share of `stage_ms`: each stage's time divided by the images that went through it.
@@ -63,6 +65,31 @@ class Guess:
         return {"index": self.index, "label": self.label, "prob": round(self.prob, 6)}
 
 
+@dataclass(frozen=True)
+class DeadlineOutcome:
+    """What a deadline did to one image.
+
+    Attributes:
+        ms: the deadline, from the first step on the image (reading it) to its result.
+        elapsed_ms: what it took; in a batch, from the first step on its first image.
+        met: whether the result was there in time.
+        skipped_fine: the coarse answer was returned although eta asked for the fine one.
+    """
+
+    ms: float
+    elapsed_ms: float
+    met: bool
+    skipped_fine: bool
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "ms": self.ms,
+            "elapsed_ms": round(self.elapsed_ms, 3),
+            "met": self.met,
+            "skipped_fine": self.skipped_fine,
+        }
+
+
 @dataclass(frozen=True, eq=False)
 class Result:
     """The answer for one picture.
@@ -82,6 +109,8 @@ class Result:
         latency_ms: milliseconds, host clock; in a batch, this image's share (`Outcome.image_ms`). `preprocess` is
             reading, decoding and resizing.
         untrained: the weights are random, so that the answer means nothing.
+        notes: `Outcome.notes`.
+        deadline: what a deadline did to it; None without one, or for a plain ViM. In the JSON only when set.
     """
 
     source: str
@@ -100,6 +129,8 @@ class Result:
     kernel: str
     precision: str
     untrained: bool
+    notes: tuple[str, ...] = ()
+    deadline: DeadlineOutcome | None = None
 
     @property
     def answer(self) -> Guess:
@@ -107,7 +138,7 @@ class Result:
         return self.topk[0]
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields of the JSON line, in their order. `untrained` is there only when it is true."""
+        """The fields of the JSON line, in their order; `untrained` only when true, `notes` only when there are some."""
         fields: dict[str, Any] = {
             "source": self.source,
             "stage": self.stage,
@@ -123,7 +154,9 @@ class Result:
             "kernel": self.kernel,
             "precision": self.precision,
         }
-        return fields | ({"untrained": True} if self.untrained else {})
+        fields |= {"untrained": True} if self.untrained else {}
+        fields |= {"deadline": self.deadline.to_dict()} if self.deadline is not None else {}
+        return fields | ({"notes": list(self.notes)} if self.notes else {})
 
     def to_json(self) -> str:
         """One line of strict JSON."""

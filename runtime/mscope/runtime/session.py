@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from mscope.core.errors import InputError
 from mscope.core.geometry import coarse_grid
+from mscope.runtime.deadline import Deadline
 from mscope.runtime.outputs import OutputArrays, OverlayFolder
 from mscope.runtime.preprocess import Prepared
 from mscope.runtime.result import Result
@@ -38,6 +39,7 @@ def run_items(
     *,
     arrays: OutputArrays | None = None,
     overlays: OverlayFolder | None = None,
+    deadline: Deadline | None = None,
     on_problem: Callable[[InputError], None],
     on_done: Callable[[], None] = lambda: None,
 ) -> Iterator[Result]:
@@ -49,12 +51,15 @@ def run_items(
         options: how.
         arrays: collects the raw outputs of what was run; the caller writes it at the end.
         overlays: gets one picture for each result.
+        deadline: for each batch, from reading its first image; warmed up by the caller.
         on_problem: called with the reason for each item that cannot be run; the others are done all the same.
         on_done: called once for each item, run or not.
     """
     waiting: list[_Ready] = []
     for item in items:
         start = time.perf_counter()
+        if deadline is not None and not waiting:
+            deadline.start()
         try:
             prepared = scope.preprocess(item.load(), item.source, keep_view=overlays is not None)
         except InputError as problem:
@@ -63,10 +68,10 @@ def run_items(
             continue
         waiting.append(_Ready(item, prepared, (time.perf_counter() - start) * 1e3))
         if len(waiting) == options.batch:
-            yield from _run_batch(scope, waiting, options, arrays, overlays, on_done)
+            yield from _run_batch(scope, waiting, options, arrays, overlays, deadline, on_done)
             waiting = []
     if waiting:
-        yield from _run_batch(scope, waiting, options, arrays, overlays, on_done)
+        yield from _run_batch(scope, waiting, options, arrays, overlays, deadline, on_done)
 
 
 def _run_batch(
@@ -75,12 +80,18 @@ def _run_batch(
     options: RunOptions,
     arrays: OutputArrays | None,
     overlays: OverlayFolder | None,
+    deadline: Deadline | None,
     on_done: Callable[[], None],
 ) -> Iterator[Result]:
-    outcome = scope.run(scope.stack([ready.prepared for ready in batch]), options.eta)
+    tensor = scope.stack([ready.prepared for ready in batch])
+    outcome = scope.run(tensor, options.eta, may_refine=None if deadline is None else deadline.may_refine)
+    if deadline is not None:
+        deadline.ran(outcome)
     sources = [ready.item.source for ready in batch]
     times = [ready.preprocess_ms for ready in batch]
     results = scope.results(outcome, sources, times, eta=options.eta, topk=options.topk)
+    if deadline is not None:
+        results = deadline.finish(results)
     if arrays is not None:
         arrays.add(outcome, sources)
     for ready, result in zip(batch, results, strict=True):

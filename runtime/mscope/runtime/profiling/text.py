@@ -1,0 +1,176 @@
+"""A profile on a terminal."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+from mscope.runtime.profiling.layers import grouped
+from mscope.runtime.profiling.schema import BatchProfile, LayerTable, PathEnergy, PathProfile, Profile
+from mscope.runtime.profiling.words import told_about
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+_PIPE_WIDTH = 160
+_TOP_NODES = 12
+_PATHS = {"exit": "leaves early", "refine": "refined", "plain": "plain ViM"}
+
+
+def print_profile(profile: Profile) -> None:
+    """Prints a profile on stdout; in a pipe without colours, at a fixed width."""
+    from rich.console import Console
+    from rich.markup import escape
+
+    console = Console(width=None if sys.stdout.isatty() else _PIPE_WIDTH, highlight=False)
+    for line in _heading(profile):
+        console.print(escape(line))
+    for batch in profile.batches:
+        console.print(_batch_table(batch))
+        if batch.expected:
+            console.print(_expected_table(profile, batch))
+    for line in _other_sections(profile):
+        console.print(escape(line))
+    for table in profile.layers or ():
+        _print_layers(console, table)
+    console.print()
+    for line in profile.verdict:
+        console.print(f"[bold]{escape(line)}[/]")
+    for line in profile.warnings:
+        console.print(f"[yellow]warning: {escape(line)}[/]")
+
+
+def _heading(profile: Profile) -> list[str]:
+    bundle, machine, runtime = profile.bundle, profile.machine, profile.runtime
+    threads = "threads chosen by the backend" if runtime.threads is None else f"{runtime.threads} threads"
+    where = f"{machine.cpu}, {machine.cores} cores" + (f", {machine.device}" if machine.device else "")
+    mode = f", {machine.power_mode}" if machine.power_mode else ""
+    return [
+        f"{bundle.name} ({bundle.arch}, {bundle.resolution[0]} x {bundle.resolution[1]}, weights: {bundle.weights})",
+        f"{runtime.backend}, {runtime.kernel} kernels, {runtime.precision}, {threads}; {where}{mode}",
+        "milliseconds of a batch, host clock",
+    ]
+
+
+def _batch_table(batch: BatchProfile) -> Table:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(
+        box=box.SIMPLE_HEAD, pad_edge=False, title=f"batch {batch.batch}, {batch.rounds} rounds", title_justify="left"
+    )
+    table.add_column("")
+    for name in ("p50", "(95 % sure)", "p90", "p95", "p99", "min", "max", "mean", "cv", "images/s"):
+        table.add_column(name, justify="right")
+    for name, path in batch.paths.items():
+        table.add_row(_PATHS[name], *_cells(path), style="bold")
+        for part, series in path.parts.items():
+            summary = series.summary
+            table.add_row(f"  {part}", _ms(summary.p50_ms), style="dim")
+    return table
+
+
+def _cells(path: PathProfile) -> list[str]:
+    summary = path.total.summary
+    interval = ""
+    if summary.p50_low_ms is not None and summary.p50_high_ms is not None:
+        interval = f"{_ms(summary.p50_low_ms)} - {_ms(summary.p50_high_ms)}"
+    quantiles = [_ms(ms) for ms in (summary.p90_ms, summary.p95_ms, summary.p99_ms, summary.min_ms, summary.max_ms)]
+    return [
+        _ms(summary.p50_ms), interval, *quantiles, _ms(summary.mean_ms), f"{summary.cv:.1%}",
+        f"{path.images_per_second:.3g}",
+    ]  # fmt: skip
+
+
+def _expected_table(profile: Profile, batch: BatchProfile) -> Table:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title="expected", title_justify="left")
+    for name in ("eta", "leave early", "mean", "p99", "images/s", "saves", "accuracy (curve)"):
+        table.add_column(name, justify="right")
+    told = {id(expected) for expected in told_about(profile, batch)}
+    # A table from confidences has a hundred etas: every tenth will do, and those asked for.
+    step = max(1, len(batch.expected) // 10)
+    for i, expected in enumerate(batch.expected):
+        if i % step and id(expected) not in told:
+            continue
+        table.add_row(
+            "" if expected.eta is None else f"{expected.eta:g}",
+            f"{expected.exit_rate:.1%}",
+            _ms(expected.mean_ms),
+            _ms(expected.p99_ms),
+            f"{expected.images_per_second:.3g}",
+            "" if expected.saving is None else f"{expected.saving:.0%}",
+            "" if expected.accuracy is None else f"{expected.accuracy:.1%}",
+            style="bold" if id(expected) in told else "",
+        )
+    return table
+
+
+def _other_sections(profile: Profile) -> list[str]:
+    lines = []
+    if profile.cold_start is not None:
+        first = profile.cold_start.runs[0]
+        lines.append(
+            f"cold start {profile.cold_start.total_p50_ms:.0f} ms to the first answer (median of "
+            f"{len(profile.cold_start.runs)} processes; of the first: imports {first.import_ms:.0f}, loading "
+            f"{first.load_ms:.0f}, first image {first.first_ms:.1f})"
+        )
+    memory = profile.memory
+    if memory is not None and memory.loaded_bytes is not None and memory.peak_bytes is not None:
+        lines.append(
+            f"memory {memory.loaded_bytes / 2**20:.0f} MiB when loaded, {memory.peak_bytes / 2**20:.0f} MiB at its "
+            f"peak with a refined batch of {memory.batch} (whole process, resident)"
+        )
+    for gap in profile.idle_gaps or ():
+        after = "back to back" if gap.gap_s == 0 else f"after {gap.gap_s:g} s idle"
+        lines.append(f"one image {after}: p50 {_ms(gap.total.summary.p50_ms)}, max {_ms(gap.total.summary.max_ms)} ms")
+    if profile.power is not None:
+        lines += [_energy(path, profile.power.sensor) for path in profile.power.paths]
+        lines += profile.power.notes
+    return lines
+
+
+def _energy(path: PathEnergy, sensor: str) -> str:
+    head = f"energy, {_PATHS[path.path]}, batch {path.batch} ({sensor}): "
+    if path.joules_per_image is None:
+        return f"{head}not measured: {path.reason or 'the sensor gave nothing'}"
+    sure = "" if path.uncertainty_joules_per_image is None else f" +- {path.uncertainty_joules_per_image:.2g}"
+    net = "" if path.net_joules_per_image is None else f", {path.net_joules_per_image:.3g} J without idle power"
+    return f"{head}{path.joules_per_image:.3g}{sure} J an image{net}"
+
+
+def _print_layers(console: Console, layers: LayerTable) -> None:
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    total = sum(row.mean_ms for row in layers.rows) or 1.0
+    kinds = sorted(grouped(layers.rows, "kind").items(), key=lambda item: -item[1])
+    blocks = grouped(layers.rows, "block")
+    inner = [ms for name, ms in blocks.items() if name.startswith("layers.")]
+    for by, sums in (
+        ("kind", kinds),
+        ("block", [(name, ms) for name, ms in blocks.items() if not name.startswith("layers.")]),
+    ):
+        shares = ", ".join(f"{name} {ms:.3g} ({ms / total:.0%})" for name, ms in sums)
+        if by == "block" and inner:
+            each = f"{min(inner):.3g} to {max(inner):.3g}"
+            shares = f"{len(inner)} blocks of {each}, together {sum(inner):.3g} ({sum(inner) / total:.0%}), {shares}"
+        console.print(f"{layers.stage} by {by}, ms under the profiler: {shares}", highlight=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=f"{layers.stage}: longest nodes", title_justify="left")
+    for name in ("node", "kind"):
+        table.add_column(name)
+    for name in ("median ms", "share"):
+        table.add_column(name, justify="right")
+    for row in sorted(layers.rows, key=lambda row: -row.mean_ms)[:_TOP_NODES]:
+        table.add_row(Text(row.name), row.kind, f"{row.median_ms:.3f}", f"{row.share:.1%}")
+    console.print(table)
+    if layers.truncated:
+        console.print(f"the record of {layers.stage} was cut short after {layers.runs} runs")
+
+
+def _ms(value: float) -> str:
+    return f"{value:.3f}" if value < 10 else f"{value:.2f}" if value < 100 else f"{value:.1f}"

@@ -1,0 +1,243 @@
+"""The roofline: its counts against the analytic cost, its behaviour, and the range against what was measured."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+import typer
+
+from mscope.core.config import config_for
+from mscope.core.console import run_app
+from mscope.core.cost import SCAN_MACS_PER_STATE, stage_cost
+from mscope.core.errors import InputError
+from mscope.core.geometry import token_counts
+from mscope.core.manifest import CurvePoint
+from mscope.runtime.profiling.devices import ALIASES, CPU, GPUS, gpu_named
+from mscope.runtime.profiling.roofline import StageName, macs_of, predict, stage_work
+from mscope.runtime.profiling.roofline_cli import predict as command
+from mscope.runtime.profiling.roofline_words import SWEEP_BATCHES, SWEEP_RESOLUTIONS, Question, answer, exit_rate_of
+
+RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
+STAGES: tuple[StageName, ...] = ("coarse", "fine", "full")
+
+
+@pytest.mark.parametrize("size", ["ti", "s", "b", "digits"])
+@pytest.mark.parametrize("stage", STAGES)
+def test_the_products_are_those_of_the_analytic_cost(size: str, stage: StageName) -> None:
+    config = config_for(size)
+    length = getattr(token_counts(config), stage)
+    # What the cost counts and is no product: convolution, dt_proj (inside the op) and the scan, both directions.
+    each = config.d_conv + config.dt_rank + SCAN_MACS_PER_STATE * config.d_state
+    elsewhere = 2 * config.depth * length * config.d_inner * each
+    counted = macs_of(stage_work(config, stage)) + elsewhere
+    assert counted == pytest.approx(getattr(stage_cost(config), stage) * 1e9, rel=1e-12)
+
+
+def test_the_kernels_are_those_of_the_graphs() -> None:
+    """docs/kernels.md counts 96 products, 24 scans and 24 convolutions in the trunk of ti."""
+    count = dict.fromkeys(("product", "scan", "conv"), 0.0)
+    for work in stage_work(config_for("ti"), "full"):
+        if work.kind in count and work.times > 1:
+            count[work.kind] += work.times
+    assert count == {"product": 96, "scan": 24, "conv": 24}
+
+
+def test_a_batch_multiplies_the_work_and_not_the_weights() -> None:
+    config = config_for("ti")
+    for one, eight in zip(stage_work(config, "fine", 1), stage_work(config, "fine", 8), strict=True):
+        assert eight.macs == 8 * one.macs
+        assert eight.elements == 8 * one.elements
+        assert eight.weights == one.weights
+        assert eight.times == one.times
+
+
+def test_the_cpu_s_range_holds_what_was_measured() -> None:
+    """Rates were measured one by one on another day: the stages' whole latencies were not used for them."""
+    measured = json.loads((RESULTS / "latency-cpu-ti-b1-t2.json").read_text())["median_ms"]["native"]
+    for stage in STAGES:
+        found = predict(config_for("ti"), stage, CPU, precision="fp32", threads=2)
+        assert found.best_ms <= measured[stage] <= found.worst_ms
+        assert found.worst_ms / found.best_ms < 2.0, "a range that holds everything says nothing"
+
+
+def test_the_cpu_s_range_holds_the_trunk_on_one_thread() -> None:
+    results = json.loads((RESULTS / "scan_cpu.json").read_text())["results"]
+    stages: dict[int, StageName] = {50: "coarse", 197: "full"}
+    seen = 0
+    for row in results:
+        stage = stages.get(row["tokens"])
+        if stage is None or row["size"] not in ("ti", "s", "b"):
+            continue
+        found = predict(config_for(row["size"]), stage, CPU, precision="fp32", threads=1)
+        # The trunk lacks patch embedding and head, a few per cent of the stage.
+        assert 0.95 * found.best_ms <= row["one_thread_processor_ms"]["native"] <= found.worst_ms
+        seen += 1
+    assert seen >= 4
+
+
+@pytest.mark.parametrize("device", sorted(GPUS))
+def test_more_work_takes_longer_and_the_range_is_one(device: str) -> None:
+    gpu = GPUS[device]
+    for precision in ("fp16", "fp32"):
+        for stage in STAGES:
+            last = (0.0, 0.0)
+            for side in SWEEP_RESOLUTIONS:
+                found = predict(config_for("ti", height=side, width=side), stage, gpu, precision=precision)  # type: ignore[arg-type]
+                assert 0.0 < found.best_ms < found.worst_ms
+                assert (found.best_ms, found.worst_ms) > last
+                assert sum(found.limits.values()) == pytest.approx(1.0)
+                last = (found.best_ms, found.worst_ms)
+        batches = [predict(config_for("s"), "full", gpu, batch=batch).best_ms for batch in (1, 8, 64)]
+        assert batches[0] < batches[1] < batches[2]
+        # A large batch is at most a little dearer an image: its activations leave the cache.
+        assert batches[2] < 1.2 * 64 * batches[0]
+
+
+def test_a_wider_faster_device_is_not_slower() -> None:
+    for slow, fast in (
+        ("orin-nano-4", "orin-nano-8"),
+        ("orin-nano-8", "orin-nano-8-super"),
+        ("orin-nx-16", "orin-agx-64"),
+        ("h100", "h200"),
+    ):
+        for stage in STAGES:
+            a, b = (predict(config_for("b"), stage, GPUS[name], batch=8) for name in (slow, fast))
+            assert b.best_ms <= a.best_ms
+            assert b.worst_ms <= a.worst_ms
+
+
+def test_it_never_beats_the_data_sheet() -> None:
+    for gpu in GPUS.values():
+        found = predict(config_for("b"), "full", gpu, batch=64)
+        floor = 64 * 2 * stage_cost(config_for("b")).full * 1e9 * 0.9 / (gpu.fp16_tflops * 1e12) * 1e3
+        assert found.best_ms > floor
+
+
+def test_orin_s_figures_are_the_published_ones() -> None:
+    """Published sparse int8 TOPS of the GPU and float32 TFLOPS; the table computes from width and clock."""
+    for name, tops, tflops in (
+        ("orin-agx-64", 170, 5.3),
+        ("orin-agx-32", 108, 3.3),
+        ("orin-nx-16", 60, 1.9),
+        ("orin-nano-8", 40, 1.3),
+        ("orin-nano-8-super", 67, 2.1),
+        ("orin-nano-4", 20, 0.6),
+    ):
+        assert GPUS[name].fp16_tflops == pytest.approx(tops / 4, rel=0.03)
+        assert GPUS[name].fp32_tflops == pytest.approx(tflops, rel=0.07)
+    assert all(target in GPUS for target in ALIASES.values())
+    assert all(gpu.source.startswith("https://") for gpu in GPUS.values())
+
+
+def asked(**changes: Any) -> Question:
+    return Question(**({"config": config_for("ti"), "device": "orin-nano", "precision": "fp16"} | changes))
+
+
+def test_answers_in_words() -> None:
+    easy = answer(asked(fps=10.0))
+    assert easy.words[0].startswith("predicted: yes, 10 images a second leave 100 ms; even a refined image")
+    hopeless = answer(asked(fps=50_000.0))
+    assert hopeless.words[0].startswith("predicted: no, ")
+    assert "no exit rate" in " ".join(hopeless.words)
+    refine = easy.paths["refine"]
+    between = answer(asked(fps=1e3 / ((refine.best_ms + refine.worst_ms) / 2)))
+    assert between.words[0].startswith("predicted: perhaps, ")
+    assert "on average it holds when at least 0% (best case)" in " ".join(between.words)
+    # A device that is full: what exits holds the rate for sure, what is refined for sure not.
+    full = {"config": config_for("s", height=1024, width=1024), "batch": 32}
+    leave, refine = (answer(asked(**full)).paths[name] for name in ("exit", "refine"))
+    assert leave.worst_ms < refine.best_ms
+    split = answer(asked(fps=32e3 / ((leave.worst_ms + refine.best_ms) / 2), **full))
+    assert split.words[0].startswith("predicted: not every frame, ")
+    assert "faster than plain ViM" in easy.words[-1]
+
+
+def test_an_exit_rate_gives_a_mean() -> None:
+    found = answer(asked(fps=60.0, eta=0.6, exit_rate=0.25))
+    leave, refine = found.paths["exit"], found.paths["refine"]
+    line = next(line for line in found.words if "25% early exits at eta 0.6" in line)
+    ends = (0.25 * leave.best_ms + 0.75 * refine.best_ms, 0.25 * leave.worst_ms + 0.75 * refine.worst_ms)
+    assert f"the mean is {ends[0]:.3g} to {ends[1]:.3g} ms" in line
+    unknown = answer(asked(fps=60.0, eta=0.6))
+    assert any("--exit-rate" in line for line in unknown.words)
+
+
+def test_where_launches_rule_adaptivity_may_never_pay() -> None:
+    """digits is so small that two stages start more kernels than one: GMACs say otherwise."""
+    line = answer(asked(config=config_for("digits"))).words[-1]
+    assert "at worst never" in line
+    assert "slower than plain ViM" in answer(asked(config=config_for("digits"), device="rtx-4090")).words[-1]
+
+
+def test_plain_vim_has_one_path() -> None:
+    found = answer(asked(config=config_for("s", "vim"), fps=60.0))
+    assert list(found.paths) == ["plain"]
+    assert len(found.words) == 1
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"device": "gameboy"}, "unknown device 'gameboy': one of cpu, h100"),
+        ({"device": "cpu"}, "fp32"),
+        ({"device": "cpu", "precision": "fp32", "threads": 8}, "1 or 2 threads"),
+        ({"batch": 0}, "batch"),
+        ({"fps": 0.0}, "--fps"),
+        ({"eta": 1.5}, "--eta"),
+        ({"exit_rate": -0.1}, "--exit-rate"),
+    ],
+)
+def test_what_cannot_be_asked(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        answer(asked(**changes))
+
+
+def app() -> typer.Typer:
+    typed = typer.Typer()
+    typed.command()(command)
+    return typed
+
+
+def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:
+    question = ["--size", "ti", "--device", "orin-nano", "--eta", "0.6", "--fps", "60"]
+    assert run_app(app(), question) == 0
+    shown = capsys.readouterr().out
+    assert "a prediction, not a measurement" in shown
+    assert "60 images a second leave 16.7 ms" in shown
+    assert "assumed" in shown
+    assert run_app(app(), [*question, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["prediction"] is True
+    assert found["stages"]["coarse"]["best_ms"] < found["stages"]["coarse"]["worst_ms"]
+    assert run_app(app(), ["--device", "h200", "--sweep"]) == 0
+    table = capsys.readouterr().out
+    assert "a prediction" in table
+    assert len(table.splitlines()) == 2 + len(SWEEP_RESOLUTIONS) * len(SWEEP_BATCHES)
+    assert run_app(app(), ["--resolution", "225"]) == 2
+    assert run_app(app(), ["--device", "cpu", "--precision", "fp16"]) == 2
+    assert gpu_named("orin-nano") is GPUS["orin-nano-8"]
+
+
+def test_a_full_device_s_scan_takes_what_its_exponentials_take() -> None:
+    """16 exponentials a cycle and multiprocessor; b at batch 64 has enough of them to hide everything else."""
+    config, gpu = config_for("b"), GPUS["orin-nano-4"]
+    found = predict(config, "full", gpu, batch=64)
+    count = 2 * 24 * 64 * 197 * config.d_inner * config.d_state
+    shortest = count / (16 * gpu.multiprocessors * gpu.clock_ghz * 1e9) * 1e3
+    scan = found.limits["scan"] * (found.best_ms + found.worst_ms) / 2
+    assert scan == pytest.approx(shortest * (1.5 + 2.5) / 2, rel=1e-6)
+
+
+def test_the_exit_rate_of_a_bundle_s_curve() -> None:
+    curve = tuple(
+        CurvePoint(eta=eta, accuracy=0.9, exit_rate=rate, gmacs=1.0) for eta, rate in ((0.8, 0.5), (0.4, 0.9))
+    )
+    manifest: Any = SimpleNamespace(eta_curve=curve)
+    assert exit_rate_of(manifest, 0.5) == pytest.approx(0.8)
+    assert exit_rate_of(manifest, 0.8) == pytest.approx(0.5)
+    assert exit_rate_of(manifest, 0.9) is None, "nothing is known beyond the curve"
+    assert exit_rate_of(cast(Any, SimpleNamespace(eta_curve=None)), 0.5) is None

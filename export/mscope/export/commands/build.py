@@ -8,6 +8,19 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from mscope.export.commands.quantize import (
+    CalibDataOption,
+    CalibImagesOption,
+    CalibMethodOption,
+    CalibRangesOption,
+    Fp8Option,
+    Int8Option,
+    MaxDropOption,
+    SmoothingOption,
+    print_quantisation,
+    quantisation_json,
+    quantizers_from,
+)
 from mscope.export.commands.shared import (
     AlphaOption,
     ArchOption,
@@ -19,9 +32,11 @@ from mscope.export.commands.shared import (
 )
 
 if TYPE_CHECKING:
+    from mscope.core.manifest import Precision
     from mscope.export.build import BuildReport
-
-_LATER = "Not in this version, which builds fp32 ONNX."
+    from mscope.export.extend import Derive
+    from mscope.export.revise import ReviseReport
+    from mscope.export.steps import VariantSteps
 
 
 def build(
@@ -47,11 +62,29 @@ def build(
         typer.Option(help="Folder.  [default: below the user's data folder, as the latest]", show_default=False),
     ] = None,
     no_parity: Annotated[bool, typer.Option("--no-parity", help="Skip the comparison with PyTorch.")] = False,
-    target: Annotated[str, typer.Option(help=f"onnx. Others: {_LATER}")] = "onnx",
-    fp16: Annotated[bool, typer.Option("--fp16", help=_LATER)] = False,
-    bf16: Annotated[bool, typer.Option("--bf16", help=_LATER)] = False,
-    int8: Annotated[bool, typer.Option("--int8", help=_LATER)] = False,
-    fp8: Annotated[bool, typer.Option("--fp8", help=_LATER)] = False,
+    source: Annotated[
+        Path | None,
+        typer.Option("--from", help="Add precisions and engines to this bundle; needs no PyTorch.", show_default=False),
+    ] = None,
+    target: Annotated[
+        str, typer.Option(help="onnx, trt, trt-rtx, or auto: engines where a GPU and a library for it are.")
+    ] = "auto",
+    gpu: Annotated[
+        str | None,
+        typer.Option(help="Build engines for this GPU, not the one here: sm_89 or sm_89,sm_120.", show_default=False),
+    ] = None,
+    batch: Annotated[str, typer.Option(help="Batches of the engines: MIN,OPT,MAX.")] = "1,1,8",
+    ops: Annotated[str, typer.Option(help="In engines: plugin, function (the bodies in the graph), or auto.")] = "auto",
+    fp16: Annotated[bool, typer.Option("--fp16", help="Add fp16 graphs, and engines of them.")] = False,
+    bf16: Annotated[bool, typer.Option("--bf16", help="Add bf16 graphs, and engines of them.")] = False,
+    int8: Int8Option = False,
+    fp8: Fp8Option = False,
+    calib_data: CalibDataOption = None,
+    calib_images: CalibImagesOption = None,
+    calib_method: CalibMethodOption = None,
+    calib_ranges: CalibRangesOption = None,
+    smoothing: SmoothingOption = None,
+    max_drop: MaxDropOption = None,
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
@@ -59,30 +92,58 @@ def build(
 
     Without --weights the weights shipped for the size are taken; where none are shipped, random ones, for latency work.
     """
+    from mscope.export.engine.device import parse_batch, parse_gpus
+    from mscope.export.engine.wish import EngineWish, ops_of
     from mscope.export.options import BuildOptions, config_from_options
 
-    asked = [name for name, given in (("fp16", fp16), ("bf16", bf16), ("int8", int8), ("fp8", fp8)) if given]
-    options = BuildOptions(
-        config=config_from_options(size, arch, alpha, resolution, classes),
-        weights=weights,
-        seed=seed,
-        out=out,
-        labels=labels,
-        eta=eta,
-        parity=not no_parity,
-        precision=asked[0] if asked else "fp32",
-        target=target,
-    )
-    options.check_supported()
-    with progress_on_terminal() as progress:
-        progress("loading PyTorch")
-        from mscope.export.build import build_bundle
+    quantizers = quantizers_from(
+        int8=int8, fp8=fp8, data=calib_data, images=calib_images, method=calib_method, ranges=calib_ranges,
+        smoothing=smoothing, max_drop=max_drop,
+    )  # fmt: skip
+    asked: tuple[tuple[Precision, bool], ...] = (("fp16", fp16), ("bf16", bf16), ("int8", int8), ("fp8", fp8))
+    precisions = tuple(name for name, given in asked if given)
+    engines = EngineWish(target, parse_gpus(gpu), parse_batch(batch), ops_of(ops))
+    derive: list[Derive] = [*quantizers]
+    if source is not None:
+        _refuse_with_from(
+            size=size != "ti", arch=arch != "mambascope", weights=weights, seed=seed is not None, alpha=alpha,
+            resolution=resolution, classes=classes, labels=labels, eta=eta is not None, out=out,
+        )  # fmt: skip
+        with progress_on_terminal() as progress:
+            from mscope.export.revise import revise_bundle
 
-        report = build_bundle(options, progress)
-    if as_json:
-        typer.echo(json.dumps(report.to_json()))
+            revised = revise_bundle(source, precisions, engines, progress, derive, parity=not no_parity)
+        result = revised.to_json() | quantisation_json(quantizers)
+        typer.echo(json.dumps(result)) if as_json else _print_revised(revised)
     else:
-        _print(report)
+        options = BuildOptions(
+            config=config_from_options(size, arch, alpha, resolution, classes),
+            weights=weights,
+            seed=seed,
+            out=out,
+            labels=labels,
+            eta=eta,
+            parity=not no_parity,
+            precisions=precisions,
+            engines=engines,
+        )
+        options.check()
+        with progress_on_terminal() as progress:
+            progress("loading PyTorch")
+            from mscope.export.build import build_bundle
+
+            report = build_bundle(options, progress, derive)
+        typer.echo(json.dumps(report.to_json() | quantisation_json(quantizers))) if as_json else _print(report)
+    if not as_json:
+        print_quantisation(quantizers)
+
+
+def _refuse_with_from(**given: object) -> None:
+    from mscope.core.errors import InputError
+
+    for name, value in given.items():
+        if value:
+            raise InputError(f"--{name} is about a new bundle, --from about one that is there: give one of the two")
 
 
 def _print(report: BuildReport) -> None:
@@ -104,6 +165,39 @@ def _print(report: BuildReport) -> None:
     if report.break_even is not None:
         plain = manifest.baseline.gmacs
         typer.echo(f"  by GMACs adaptivity {describe_break_even(report.break_even)} ({plain:.3f} GMACs)")
+    _print_variants(report.steps)
     typer.echo(f"  time     {', '.join(f'{step} {seconds:.1f} s' for step, seconds in report.seconds.items())}")
     for warning in report.warnings:
         typer.echo(f"warning: {warning}", err=True)
+
+
+def _print_revised(report: ReviseReport) -> None:
+    typer.echo(f"revised {report.manifest.name} in {report.folder}")
+    for stage, record in report.manifest.stages.items():
+        for variant in record.variants:
+            size = report.manifest.files[variant.file].bytes / 1e6
+            typer.echo(f"  {stage:<8} {variant.file}, {size:.1f} MB")
+    _print_variants(report.steps)
+    for warning in report.warnings:
+        typer.echo(f"warning: {warning}", err=True)
+
+
+def _print_variants(steps: VariantSteps) -> None:
+    if steps.plan.note:
+        typer.echo(f"  engines  {steps.plan.note}")
+    for name, proof in steps.proofs.items():
+        typer.echo(f"  proved   {name}, {proof.describe()}")
+    for name, engine in steps.engine_proofs.items():
+        typer.echo(f"  proved   {name}, {engine.describe()}")
+    for report in steps.reports:
+        if report.not_run:
+            typer.echo(f"  not run  {report.name}: {report.not_run}")
+        else:
+            logits = [distance for name, distance in report.outputs.items() if name.endswith(".logits")]
+            worst = max(logits, key=lambda distance: distance.relative)
+            # Ranges are calibrated on pictures: of an 8-bit graph noise says little, the gate does.
+            made_up = " (on noise and shapes)" if report.precision in ("int8", "fp8") else ""
+            typer.echo(
+                f"  parity   {report.name}: logits within {worst.max_abs:.1e}, cosine {worst.cosine:.6f}, "
+                f"top-1 {min(report.top1_agreement.values()):.0%}{made_up}"
+            )

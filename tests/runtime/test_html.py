@@ -15,7 +15,7 @@ import pytest
 
 import profiles
 from mscope.core.errors import InputError
-from mscope.runtime.profiling import html
+from mscope.runtime.profiling import html, words
 from mscope.runtime.profiling.schema import PathEnergy, Power, Profile
 from mscope.runtime.profiling.svg import Bar, Line, bar_chart, clean, line_chart, ticks
 
@@ -186,8 +186,10 @@ def test_what_was_not_measured_is_not_there() -> None:
 
 def test_untrained_weights_are_told_first() -> None:
     profile = profiles.sample_profile()
-    page = html.to_html(profile.model_copy(update={"bundle": profile.bundle.model_copy(update={"trained": False})}))
-    assert page.index("untrained weights") < page.index("the latencies scatter") < page.index("Figures")
+    profile = profile.model_copy(update={"bundle": profile.bundle.model_copy(update={"trained": False})})
+    page = html.to_html(profile.model_copy(update={"warnings": words.warnings_about(profile)}))
+    assert page.count("weights are untrained") == 1
+    assert page.index("weights are untrained") < page.index("Figures")
 
 
 def test_the_file_is_whole_or_not_there(tmp_path: Path) -> None:

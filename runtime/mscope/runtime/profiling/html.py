@@ -61,10 +61,6 @@ def _words(profile: Profile) -> list[str]:
         lines = "".join(f"<p>{clean(line)}</p>" for line in profile.verdict)
         found.append(f'<section class="words" aria-label="In plain words">{lines}</section>')
     doubts = list(profile.warnings)
-    if not profile.bundle.trained:
-        doubts.insert(
-            0, f"untrained weights ({profile.bundle.weights}): latency is real, answers and exit rates are not"
-        )
     if doubts:
         lines = "".join(f"<li>{clean(line)}</li>" for line in doubts)
         found.append(f'<section class="warnings"><b>What makes these figures doubtful</b><ul>{lines}</ul></section>')

@@ -30,8 +30,6 @@ def to_markdown(profile: Profile) -> str:
     if profile.verdict:
         lines.append("")
     doubts = list(profile.warnings)
-    if not profile.bundle.trained:
-        doubts.insert(0, f"untrained weights ({profile.bundle.weights})")
     lines += ["> Doubtful:", ">", *(f"> - {plain(line)}" for line in doubts)] if doubts else []
     if doubts:
         lines.append("")

@@ -1,4 +1,4 @@
-"""Runs the cases of cuda_cases.py through mscope.plugins.cuda on torch tensors; for tests/gpu."""
+"""Runs the cases of op_cases.py through mscope.plugins.cuda on torch tensors; for tests/gpu."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-import cuda_cases as cases
-from cuda_cases import Case, Inputs
+import op_cases as cases
 from mscope.plugins import cuda
+from op_cases import Case, Inputs
 
 DEVICE = "cuda:0"
 SCAN_NAMES = ("xz", "x_forward", "x_backward", "dbc_forward", "dbc_backward")
@@ -37,7 +37,7 @@ def upload(stored: Any) -> Tensor:
 
 
 def download(tensor: Tensor) -> Any:
-    """The storage form of cuda_cases.to_storage."""
+    """The storage form of op_cases.to_storage."""
     host = tensor.detach().cpu().contiguous()
     return host.view(torch.int16).numpy().view(np.uint16) if host.dtype == torch.bfloat16 else host.numpy()
 

@@ -10,14 +10,14 @@ import onnx
 import onnxruntime
 from onnx import TensorProto, helper
 
-from cuda_cases import Inputs
 from mscope.core.contract import OP_BIDIRECTIONAL_SCAN, OP_CONV, OP_DOMAIN, OP_SCAN, OP_VERSION, OPSET
 from mscope.plugins import build, find, ort
+from op_cases import Inputs
 
 FLOAT32 = "float32"
 ELEMENT_TYPES = {"float32": TensorProto.FLOAT, "float16": TensorProto.FLOAT16, "bfloat16": TensorProto.BFLOAT16}
 PARAMETERS = {"weight", "bias", "A", "D", "dt_weight", "dt_bias", "delta_bias"}
-#: Inputs of each op by their names in cuda_cases.Inputs, and which of them are float32 whatever the storage type is.
+#: Inputs of each op by their names in op_cases.Inputs, and which of them are float32 whatever the storage type is.
 OP_INPUTS = {
     OP_CONV: ("xz", "weight", "bias", "weight_b", "bias_b"),
     OP_SCAN: ("x", "delta", "A", "B", "C", "D", "z", "dt_bias"),

@@ -31,7 +31,7 @@ BUILD, RUNTIME = 0, 1
 #: driver_build's steps.
 STEPS = ("", "getNbOutputs", "getOutputDataTypes", "getOutputShapes", "supportsFormatCombination", "configurePlugin")
 
-#: Inputs of each op, by their names in cuda_cases.Inputs where those differ from the op's.
+#: Inputs of each op, by their names in op_cases.Inputs where those differ from the op's.
 OP_INPUTS = {
     OP_CONV: ("xz", "weight", "bias", "weight_b", "bias_b"),
     OP_SCAN: ("x", "delta", "A", "B", "C", "D", "z", "dt_bias"),

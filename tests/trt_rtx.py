@@ -15,10 +15,10 @@ import numpy as np
 from onnx import helper, numpy_helper
 
 import ort_graphs
-from cuda_cases import Case, Inputs
 from mscope.core.contract import OP_CONV
 from mscope.export.functions import attach_functions
 from mscope.plugins import trt
+from op_cases import Case, Inputs
 
 BATCHES, LENGTHS, CASE = (1, 2, 4), (1, 50, 300), Case(50, channels=32, batch=2)
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-import cuda_cases as cases
-from cuda_cases import Inputs
+import op_cases as cases
 from mscope.core.contract import OP_CONV
+from op_cases import Inputs
 from trt_driver import OP_INPUTS, Driver, given
 
 GUARD = 64

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-import cuda_cases as cases
 import cuda_torch
-from cuda_cases import Case, Inputs
+import op_cases as cases
+from op_cases import Case, Inputs
 from trt_driver import OP_CONV, OP_INPUTS, OP_SCAN, Driver, Given
 
 

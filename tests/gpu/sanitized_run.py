@@ -1,7 +1,7 @@
 """Every kernel, layout and path once, small; run under compute-sanitizer by test_sanitizers.py."""
 
 import cuda_torch
-from cuda_cases import ROUNDING, Case
+from op_cases import ROUNDING, Case
 
 CASES = (
     Case(50, channels=9),  # wide, one chunk

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 import cuda_torch
-from cuda_cases import Case, Inputs
 from mscope.core.errors import BackendError, InputError
 from mscope.plugins import cuda
+from op_cases import Case, Inputs
 
 pytestmark = pytest.mark.gpu
 

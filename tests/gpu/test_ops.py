@@ -8,9 +8,9 @@ pytest.importorskip("torch")
 
 import torch
 
-import cuda_cases as cases
 import cuda_torch
-from cuda_cases import CASES, ROUNDING, Case, Inputs
+import op_cases as cases
+from op_cases import CASES, ROUNDING, Case, Inputs
 
 pytestmark = pytest.mark.gpu
 

@@ -14,14 +14,14 @@ pytest.importorskip("torch")
 import torch
 from torch import Tensor
 
-import cuda_cases as cases
 import cuda_host
 import cuda_torch
+import op_cases as cases
 import trt_library
-from cuda_cases import CASES, ROUNDING, Case, Inputs
 from mscope.plugins import build, build_cuda, find, trt
 from mscope.plugins.build_trt import build_trt
 from mscope.plugins.trt_options import PluginBuild
+from op_cases import CASES, ROUNDING, Case, Inputs
 from trt_driver import OP_BIDIRECTIONAL_SCAN, OP_CONV, OP_INPUTS, OP_SCAN, Driver
 from trt_torch import expected_of, given, results_for, through_the_driver
 

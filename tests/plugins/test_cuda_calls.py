@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 import torch
 
-import cuda_cases as cases
 import cuda_host
 import cuda_torch
-from cuda_cases import ROUNDING, Case, Inputs
+import op_cases as cases
 from mscope.core.errors import BackendError, InputError
 from mscope.plugins import cuda
 from mscope.plugins.cuda_arrays import view
+from op_cases import ROUNDING, Case, Inputs
 
 CASE = Case(40, channels=6, batch=2)
 

@@ -12,17 +12,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-import cuda_cases as cases
 import cuda_host
-from cuda_cases import CASES, Case, Inputs
+import op_cases as cases
 from cuda_host import H100, SINGLE, VAST, Machine
 from mscope.core.errors import InputError
 from mscope.plugins import cuda_arguments as arguments
 from mscope.plugins.cuda_arguments import Array, Call
+from op_cases import CASES, Case, Inputs
 
 FLOAT32 = "float32"
 
-# Errors are counted in roundings of what was summed (cuda_cases.Expected). The worst seen is 0.5; a sum of n terms may
+# Errors are counted in roundings of what was summed (op_cases.Expected). The worst seen is 0.5; a sum of n terms may
 # lose up to n of them, an index that is off by one loses millions.
 TOLERANCE = 4.0
 

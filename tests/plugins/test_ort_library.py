@@ -14,9 +14,9 @@ import pytest
 from onnx import TensorProto, helper
 
 import ort_graphs
-from cuda_cases import Case, Inputs
 from mscope.core.contract import OP_BIDIRECTIONAL_SCAN, OP_CONV, OP_SCAN
 from mscope.plugins import build, ort
+from op_cases import Case, Inputs
 from ort_graphs import FLOAT32, LIBRARY, model_of, run, session_of, usable_isas, values_of
 
 needs_library = pytest.mark.skipif(LIBRARY is None, reason=ort_graphs.WHY_MISSING)

@@ -9,14 +9,14 @@ import time
 import numpy as np
 import pytest
 
-import cuda_cases as cases
+import op_cases as cases
 import ort_graphs
-from cuda_cases import Case, Inputs
 from mscope.core.contract import OP_BIDIRECTIONAL_SCAN, OP_CONV, OP_SCAN
 from mscope.plugins import ort
+from op_cases import Case, Inputs
 from ort_graphs import FLOAT32, OP_INPUTS, model_of, run, session_of, usable_isas, values_of
 
-#: Errors are counted in roundings of what was summed (cuda_cases.Expected), and grow with what compounds over tokens: a
+#: Errors are counted in roundings of what was summed (op_cases.Expected), and grow with what compounds over tokens: a
 #: decay near one is off by up to two roundings in each.
 TOLERANCE = 4.0
 

@@ -14,12 +14,12 @@ from pathlib import Path
 
 import pytest
 
-import cuda_cases as cases
 import cuda_host
+import op_cases as cases
 import trt_driver
-from cuda_cases import Case, Inputs
 from mscope.core.contract import OP_BIDIRECTIONAL_SCAN, OP_SCAN
 from mscope.plugins import build, build_cuda, build_trt
+from op_cases import Case, Inputs
 from trt_driver import Driver
 from trt_runs import outputs_for, run, stored
 

@@ -12,13 +12,13 @@ import ctypes
 import numpy as np
 import pytest
 
-import cuda_cases as cases
 import cuda_host
+import op_cases as cases
 import trt_driver
-from cuda_cases import ROUNDING, Case, Inputs
 from cuda_host import H100, SINGLE, VAST
 from mscope.core.contract import OP_BIDIRECTIONAL_SCAN, OP_CONV, OP_SCAN
 from mscope.plugins import cuda_arguments as arguments
+from op_cases import ROUNDING, Case, Inputs
 from trt_driver import OP_INPUTS, Driver, Given, given
 from trt_runs import outputs_for, run, stored
 

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-import cuda_cases as cases
 import cuda_host
+import op_cases as cases
 import trt_driver
-from cuda_cases import Case, Inputs
 from mscope.core.contract import OP_BIDIRECTIONAL_SCAN, OP_CONV, OP_SCAN
+from op_cases import Case, Inputs
 from trt_driver import OP_INPUTS, RUNTIME, Driver, Given, Refused, given
 from trt_runs import outputs_for, stored
 

@@ -17,7 +17,7 @@ import profiles
 from mscope.core.errors import InputError
 from mscope.runtime.profiling import html, words
 from mscope.runtime.profiling.schema import PathEnergy, Power, Profile
-from mscope.runtime.profiling.svg import Bar, Line, bar_chart, clean, line_chart, ticks
+from mscope.runtime.profiling.svg import WIDTH, Bar, Line, bar_chart, clean, line_chart, ticks
 
 HOSTILE = "<script>alert(1)</script>\"'&\x00\x1b[31m</title></style><img src=http://evil.example/x>\ud800"
 VOID = {"meta", "br", "img", "hr", "link", "input"}
@@ -158,11 +158,12 @@ def test_everything_that_was_measured_is_there() -> None:
         "Latency by path, batch 1", "Where the time goes, batch 1", "Expected latency over eta, batch 1",
         "Accuracy over latency, batch 1", "Expected energy over eta, batch 1", "Latency by path, batch 8",
         "Where the time goes, batch 8", "Expected latency over eta, batch 8", "Accuracy over latency, batch 8",
-        "Time by block: coarse, batch 1", "Time by block: fine, batch 1", "Memory",
+        "Every node of coarse, batch 1",
+        "Time by block: coarse, batch 1", "Every node of fine, batch 1", "Time by block: fine, batch 1", "Memory",
     ]  # fmt: skip
     exits = profile.batches[0].paths["exit"].total.summary
-    for words in ("tj 62 °C", "GR3D 918 MHz", "Power mode: MAXN", "Throttled meanwhile: no", "jetson_clocks: yes"):
-        assert words in shown
+    for line in ("tj 62 °C", "GR3D 918 MHz", "Power mode: MAXN", "Throttled meanwhile: no", "jetson_clocks: yes"):
+        assert line in shown
     for number in (
         f"{exits.p50_ms:.2f}",
         f"{exits.p99_ms:.2f}",
@@ -303,3 +304,22 @@ def test_a_bundle_without_a_fine_stage_has_its_one_path() -> None:
     shown = "".join(parsed(page).text)
     assert "exits early" not in shown
     assert "adaptivity pays" not in shown
+
+
+def test_the_flame_shows_every_node_in_order_as_wide_as_its_time() -> None:
+    profile = profiles.sample_profile()
+    assert profile.layers is not None
+    table = profile.layers[0]
+    drawings = re.findall(r"<svg.*?</svg>", html.to_html(profile), flags=re.DOTALL)
+    flames = [drawing for drawing in drawings if "Every node" in drawing]
+    assert len(flames) == len(profile.layers)
+    root = ElementTree.fromstring(flames[0])
+    rects = [rect for rect in root.iter("{http://www.w3.org/2000/svg}rect") if len(rect)]
+    nodes = rects[-len(table.rows) :]
+    widths = [float(rect.get("width", "")) for rect in nodes]
+    names = [(rect[0].text or "").rpartition(":")[0] for rect in nodes]
+    assert names == [row.name for row in table.rows]
+    assert [float(rect.get("x", "")) for rect in nodes] == sorted(float(rect.get("x", "")) for rect in nodes)
+    times = [row.median_ms for row in table.rows]
+    assert np.corrcoef(widths, times)[0, 1] > 0.99
+    assert float(nodes[-1].get("x", "")) + widths[-1] <= WIDTH

@@ -91,7 +91,9 @@ def verify_bundle(folder: Path, weights: Path | None = None) -> tuple[Manifest, 
     manifest = load_manifest(folder)
     loaded = weights_of_bundle(manifest, weights)
     files = {stage: folder / _fp32_file(manifest, stage) for stage in manifest.stages}
-    return manifest, check_parity(loaded.model, files, etas=(manifest.default_eta,))
+    return manifest, check_parity(
+        loaded.model, files, etas=(manifest.default_eta,), temperature=manifest.temperature.coarse
+    )
 
 
 def _fp32_file(manifest: Manifest, stage: Stage) -> str:
@@ -106,23 +108,27 @@ def kernels_here() -> tuple[Kernel, ...]:
     return ("function",) if find.library("ort") is None else ("function", "native")
 
 
-def check_parity(model: Backbone, files: Mapping[Stage, Path], etas: tuple[float, ...] = ()) -> Parity:
+def check_parity(
+    model: Backbone, files: Mapping[Stage, Path], etas: tuple[float, ...] = (), temperature: float = 1.0
+) -> Parity:
     """Runs the graphs in `files` and the model on the probe images and compares; the worst of all kernels counts.
 
     Args:
         model: the network that the graphs were exported from, float32.
         files: one ONNX file for each stage of its architecture.
         etas: thresholds at which exit decisions are compared, besides one between any two confidences.
+        temperature: what the coarse logits are divided by for the confidence.
 
     Raises:
         ParityError: a graph is further from the model than float32 explains, or refines or accepts other images.
     """
     images = probe_images(model.config, IMAGES)
-    check = _check_cascade if isinstance(model, MambaScope) else _check_full
-    return check(model, files, images, etas)
+    if isinstance(model, MambaScope):
+        return _check_cascade(model, files, images, etas, temperature)
+    return _check_full(model, files, images)
 
 
-def _check_full(model: Backbone, files: Mapping[Stage, Path], images: Floats, etas: tuple[float, ...]) -> Parity:
+def _check_full(model: Backbone, files: Mapping[Stage, Path], images: Floats) -> Parity:
     with reference_scan():
         single = model.forward_full(torch.from_numpy(images)).double().numpy()
         exact = copy.deepcopy(model).double().forward_full(torch.from_numpy(images).double()).numpy()
@@ -135,8 +141,9 @@ def _check_full(model: Backbone, files: Mapping[Stage, Path], images: Floats, et
     return Parity(images=IMAGES, logits_max_abs=max(errors), tolerance=tolerance)
 
 
-def _check_cascade(model: Backbone, files: Mapping[Stage, Path], images: Floats, etas: tuple[float, ...]) -> Parity:
-    assert isinstance(model, MambaScope)
+def _check_cascade(
+    model: MambaScope, files: Mapping[Stage, Path], images: Floats, etas: tuple[float, ...], temperature: float
+) -> Parity:
     single, exact = _Reference(model, images), _Reference(copy.deepcopy(model).double(), images)
     coarse_tolerance = _tolerance(single.coarse_logits, exact.coarse_logits)
     importance_tolerance = _tolerance(single.importance, exact.importance)
@@ -146,7 +153,9 @@ def _check_cascade(model: Backbone, files: Mapping[Stage, Path], images: Floats,
         coarse = _compare("coarse logits", kernel, got.coarse_logits, exact.coarse_logits, coarse_tolerance)
         importance = _compare("importance", kernel, got.importance, exact.importance, importance_tolerance)
         same_regions = compare_selected(got.selected, exact.importance, importance_tolerance)
-        same_exits = compare_exits(got.coarse_logits, exact.coarse_logits, etas, coarse_tolerance)
+        same_exits = compare_exits(
+            got.coarse_logits / temperature, exact.coarse_logits / temperature, etas, coarse_tolerance / temperature
+        )
         expected = exact.logits(got.selected, got.remaining)
         tolerance = _tolerance(single.logits(got.selected, got.remaining), expected)
         fine = _compare("logits", kernel, got.logits, expected, tolerance)

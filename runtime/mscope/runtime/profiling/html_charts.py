@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from mscope.runtime.profiling.schema import BatchProfile, Expected, LayerTable, PathEnergy, Profile
-from mscope.runtime.profiling.svg import Bar, Line, Mark, bar_chart, line_chart
+from mscope.runtime.profiling.svg import Bar, Line, Mark, Span, bar_chart, flame_chart, line_chart
 
 PATH_WORDS = {"exit": "exit (coarse only)", "refine": "refine (coarse + fine)", "plain": "plain ViM"}
 _PATH_COLOURS = {"exit": 0, "refine": 1, "plain": 2}
@@ -21,6 +22,7 @@ _PART_COLOURS = {
 _SHARES = np.concatenate([np.linspace(0.0, 0.99, 199), [0.995]])
 _MAX_BATCHES = 4
 _MAX_BLOCKS = 64
+_MAX_NODES = 12
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,9 @@ def figures(profile: Profile) -> list[Figure]:
         accuracy = _accuracy(batch, many)
         energy = _energy(profile, batch, many)
         found += [figure for figure in (expected, accuracy, energy) if figure is not None]
-    found += [_blocks(table, number) for number, table in enumerate(profile.layers or ()) if table.rows]
+    for number, table in enumerate(profile.layers or ()):
+        if table.rows:
+            found += [_flame(table, number), _blocks(table, number)]
     memory = _memory(profile)
     return found if memory is None else [*found, memory]
 
@@ -183,6 +187,30 @@ def _energy(profile: Profile, batch: BatchProfile, many: str) -> Figure | None:
 
 def _joules(entry: PathEnergy) -> float | None:
     return entry.joules_per_image if entry.net_joules_per_image is None else entry.net_joules_per_image
+
+
+def _flame(table: LayerTable, number: int) -> Figure:
+    """The stage, its blocks and their nodes in the order in which they ran, as wide as the time they took."""
+    total = sum(row.median_ms for row in table.rows)
+    blocks = [(name, list(rows)) for name, rows in itertools.groupby(table.rows, key=lambda row: row.block)]
+    shades = ("shade0", "shade1")
+    levels = [
+        [Span(f"{table.stage}, {total:.3g} ms", total, "shade0")],
+        [
+            Span(name.removeprefix("layers."), sum(row.median_ms for row in rows), shades[place % 2])
+            for place, (name, rows) in enumerate(blocks)
+        ],
+        [Span(row.name, row.median_ms, f"fill{_KIND_COLOURS[row.kind]}") for _, rows in blocks for row in rows],
+    ]
+    title = f"Every node of {table.stage}, batch {table.batch}"
+    svg = flame_chart(
+        f"flame{number}", title, "The stage, its blocks and their nodes as they run; width is time.",
+        list(_KIND_COLOURS.items()), levels,
+    )  # fmt: skip
+    dearest = sorted(table.rows, key=lambda row: -row.median_ms)[:_MAX_NODES]
+    rows = tuple((row.name, row.kind, f"{row.median_ms:.4f}", f"{100 * row.share:.1f} %") for row in dearest)
+    caption = "From left to right as they run; width is time. The middle row is the blocks, the lowest their nodes."
+    return Figure(title, caption, svg, ("longest nodes", "kind", "ms", "share"), rows)
 
 
 def _blocks(table: LayerTable, number: int) -> Figure:

@@ -1,7 +1,8 @@
-"""Charts as inline SVG, drawn by hand: lines over axes, and stacked bars. Colours come from the page's style sheet.
+"""Charts as inline SVG, drawn by hand: lines over axes, stacked bars, and flames.
 
-A chart is drawn 400 units wide, so that its text can be read on a phone, and scales with the page. Every chart has a
-title and a description for those who cannot see it; curves differ in dashes as well as colour.
+Colours come from the page's style sheet. A chart is drawn 400 units wide, so that its text can be read on a phone, and
+scales with the page. Every chart has a title and a description for those who cannot see it; curves differ in dashes as
+well as colour.
 """
 
 from __future__ import annotations
@@ -51,6 +52,15 @@ class Bar:
     label: str
     values: Sequence[float]
     note: str
+
+
+@dataclass(frozen=True)
+class Span:
+    """One piece of a flame's level, `length` long; `style` is a class of the style sheet: "fill0", "shade1"."""
+
+    label: str
+    length: float
+    style: str
 
 
 def clean(text: object) -> str:
@@ -120,6 +130,31 @@ def bar_chart(name: str, title: str, description: str, series: Sequence[tuple[st
             x += value * scale
         parts.append(_text("tick", x + 5, y + 10, bar.note))
     return _frame(name, title, description, top + 12.0 + _ROW * len(bars), parts)
+
+
+def flame_chart(
+    name: str, title: str, description: str, series: Sequence[tuple[str, int]], levels: Sequence[Sequence[Span]]
+) -> str:
+    """Levels below each other, each a row of spans side by side from the left, all on one scale; the root comes first.
+
+    A label is written where it fits; every span tells its label and length when pointed at.
+    """
+    longest = max((sum(span.length for span in level) for level in levels), default=0.0) or 1.0
+    scale = (WIDTH - 4.0) / longest
+    legend, top = _legend(series)
+    parts = [legend]
+    for depth, level in enumerate(levels):
+        x, y = 2.0, top + 6.0 + depth * _ROW
+        for span in level:
+            width = span.length * scale
+            hint = f"<title>{clean(f'{span.label}: {span.length:.3g}')}</title>"
+            # A hair of the card's colour parts neighbours; what is thinner than that is still seen.
+            shape = f'x="{x:.2f}" y="{y:.1f}" width="{max(width - 0.3, 0.2):.2f}" height="{_ROW - 1:g}"'
+            parts.append(f'<rect class="{span.style}" {shape}>{hint}</rect>')
+            if width > _CHARACTER * (len(span.label) + 1):
+                parts.append(_text("label", x + width / 2, y + 13, span.label, "middle"))
+            x += width
+    return _frame(name, title, description, top + 10.0 + _ROW * len(levels), parts)
 
 
 def ticks(low: float, high: float, count: int = 5) -> list[float]:

@@ -1,4 +1,4 @@
-"""The cases that the CUDA kernels are held to, on the device (tests/gpu) and compiled for the host (tests/plugins).
+"""The cases that every implementation of the ops is held to: ONNX Runtime, TensorRT plugin, CUDA, and its host run.
 
 Inputs are drawn, rounded to the storage type, and handed as float64 to tests/oracle.py, so that what is compared is the
 kernel's arithmetic alone.

@@ -1,5 +1,6 @@
 import errno
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Annotated
 import pytest
 import typer
 
-from mscope.core.console import run_app, run_guarded
+from mscope.core.console import EXTRAS, run_app, run_guarded
 from mscope.core.errors import BackendError, InputError
 
 
@@ -28,6 +29,12 @@ def raising(error: BaseException) -> object:
         (OSError(errno.ENOSPC, "No space left on device", "/x/y"), 1, "error: /x/y: No space left on device; free"),
         (OSError(errno.EACCES, "Permission denied", "/x"), 1, "error: /x: Permission denied"),
         (MemoryError(), 1, "error: out of memory"),
+        (
+            ModuleNotFoundError("no", name="onnx.helper"),
+            1,
+            "error: this needs onnx, which the bare install leaves out: pip",
+        ),
+        (ModuleNotFoundError("no", name="foo"), 1, "error: internal error: ModuleNotFoundError: no"),
         (ZeroDivisionError("division by zero"), 1, "error: internal error: ZeroDivisionError: division by zero"),
     ],
 )
@@ -94,3 +101,12 @@ def test_output_that_nobody_reads_any_more() -> None:
     )
     os.close(writer)
     assert (done.returncode, done.stderr) == (1, b"")
+
+
+def test_extras_are_those_of_the_distribution() -> None:
+    tomllib = pytest.importorskip("tomllib", reason="tomllib came with Python 3.11")
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    distributions = {"sklearn": "scikit-learn"}
+    for module, extra in EXTRAS.items():
+        wanted = project["optional-dependencies"][extra]
+        assert any(re.match(rf"{distributions.get(module, module)}\b", line) for line in wanted), f"{module}: {extra}"

@@ -18,6 +18,12 @@ EXIT_FAILURE = 1
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
 
+# Optional packages by the name that is imported, and the extra of this distribution that brings each.
+EXTRAS = {
+    "torch": "export", "onnx": "export", "onnxscript": "export", "safetensors": "export", "sklearn": "calib",
+    "matplotlib": "calib",
+}  # fmt: skip
+
 
 def run_app(app: typer.Typer, arguments: Sequence[str] | None = None) -> int:
     """Runs a Typer app and returns the exit status of the process; results are the app's business, errors end here.
@@ -80,6 +86,9 @@ def _line_and_status(error: BaseException) -> tuple[str, int]:
         return f"{error.format_message()} (--help lists the options)", EXIT_USAGE
     if isinstance(error, KeyboardInterrupt) or type(error).__name__ == "Abort":
         return "interrupted", EXIT_INTERRUPTED
+    if isinstance(error, ModuleNotFoundError) and (module := (error.name or "").partition(".")[0]) in EXTRAS:
+        install = f"pip install 'mambascope-deploy[{EXTRAS[module]}]'"
+        return f"this needs {module}, which the bare install leaves out: {install}", EXIT_FAILURE
     if isinstance(error, OSError):
         where = f"{error.filename}: " if error.filename else ""
         hint = "; free some space and run again, nothing half-written is left" if error.errno == errno.ENOSPC else ""

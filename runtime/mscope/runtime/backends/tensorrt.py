@@ -38,6 +38,8 @@ class EngineRunner(DeviceRunner):
         flavour: whose engine it is.
     """
 
+    _captures = True
+
     def __init__(self, graph: Graph, path: Path, flavour: Flavour) -> None:
         super().__init__(graph, path)
         self._flavour = flavour
@@ -63,7 +65,9 @@ class EngineRunner(DeviceRunner):
         if bound is None:
             if len(self._bound) == _MOST_BOUND:
                 self._bound.popitem(last=False)[1].close()
-            bound = self._bound[key] = BoundContext(self._context(), self._graph_shapes(batch), addresses, self._log)
+            shapes = self._graph_shapes(batch)
+            bound = BoundContext(self._context(), shapes, addresses, self._log, capture=self._captures)
+            self._bound[key] = bound
         self._bound.move_to_end(key)
         if reason := bound.run(stream):
             note = f"{self.path.name}: no CUDA graph at batch {batch} ({reason}): launched kernel by kernel"

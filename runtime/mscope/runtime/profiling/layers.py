@@ -145,7 +145,7 @@ def grouped(rows: Sequence[LayerRow], by: str) -> dict[str, float]:
 def events_from_layer_times(layers: Iterable[tuple[str, float]]) -> list[NodeEvent]:
     """One run as TensorRT's IProfiler reports it: (name, milliseconds) of each layer, in the order of execution.
 
-    For `LayerTimes.add_run`. Made from what the interface documents; not tried on a GPU.
+    For `LayerTimes.add_run`. Not tried on a GPU.
     """
     events, start = [], 0.0
     for index, (name, ms) in enumerate(layers):

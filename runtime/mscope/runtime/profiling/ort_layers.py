@@ -10,13 +10,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from mscope.core.cascade import select_regions
 from mscope.core.contract import Stage, graph_for
 from mscope.core.errors import BackendError
-from mscope.core.geometry import coarse_grid, regions_refined
 from mscope.core.manifest import Manifest, Variant
 from mscope.runtime.backends.base import Array, Kernel
 from mscope.runtime.backends.ort import OrtRunner
+from mscope.runtime.profiling.feeds import fine_feeds
 from mscope.runtime.profiling.layers import LayerTimes, NodeEvent, event_from_ort
 from mscope.runtime.profiling.schema import LayerTable
 from mscope.runtime.result import Floats
@@ -83,15 +82,7 @@ def ort_layer_tables(
             record = _record(runner(), feeds, counted + 1)
             tables.append(_table(record, stage, len(image), counted))
         if stage == "coarse":
-            count = regions_refined(manifest.config.alpha, coarse_grid(manifest.config).count)
-            selected, remaining = select_regions(record.outputs["importance"], count)
-            feeds = {
-                "image": image,
-                "features": record.outputs["features"],
-                "embeddings": record.outputs["embeddings"],
-                "selected": selected,
-                "remaining": remaining,
-            }
+            feeds = fine_feeds(manifest, image, record.outputs)
     return tuple(tables)
 
 

@@ -5,14 +5,15 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timezone
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
+from mscope.core.engine import Flavour
 from mscope.core.errors import InputError
 from mscope.core.manifest import Manifest
 from mscope.runtime.backends.base import Kernel
-from mscope.runtime.backends.registry import BACKENDS, choose_variants
+from mscope.runtime.backends.registry import BACKENDS, RunnerOptions, choose, choose_variants
 from mscope.runtime.profiling.bench import FINE_ONE, Bench, Progress, identity_of, open_bench, runtime_of
 from mscope.runtime.profiling.cold import ColdRequest, cold_start
 from mscope.runtime.profiling.exit_rates import accuracy_at, eta_of_rate, rates_from_confidences, rates_from_curve
@@ -193,14 +194,21 @@ def _layers(
     bench: Bench, options: ProfileOptions, on_progress: Progress
 ) -> tuple[tuple[LayerTable, ...] | None, tuple[str, ...]]:
     scope = bench.scope
-    if scope.backend != "ort-cpu":
-        return None, (f"--layers reads the profiler of ort-cpu; {scope.backend} was not taken apart",)
-    from mscope.runtime.profiling.ort_layers import ort_layer_tables
-
+    if scope.backend == "ort-cuda":
+        return None, ("--layers reads the profilers of ort-cpu and of TensorRT; ort-cuda was not taken apart",)
     on_progress("taking the graphs apart", 0.0)
-    _, variants = choose_variants(scope.manifest, BACKENDS[scope.backend], scope.precision)
     batch = options.batches[0]
     tensors = [scope.preprocess(bench.work.images[i % len(bench.work.images)]) for i in range(batch)]
+    if scope.backend in get_args(Flavour):
+        from mscope.runtime.profiling.engine_layers import engine_layer_tables
+
+        chosen = choose(scope.manifest, bench.folder, scope.backend, scope.precision, RunnerOptions())
+        flavour: Flavour = "tensorrt" if scope.backend == "tensorrt" else "tensorrt-rtx"
+        image = scope.stack(tensors)
+        return engine_layer_tables(bench.folder, scope.manifest, chosen.variants, image, flavour=flavour), ()
+    from mscope.runtime.profiling.ort_layers import ort_layer_tables
+
+    _, variants = choose_variants(scope.manifest, BACKENDS[scope.backend], scope.precision)
     kernel: Kernel = "native" if scope.kernel == "native" else "function"
     tables = ort_layer_tables(
         bench.folder, scope.manifest, variants, scope.stack(tensors), threads=options.threads, kernel=kernel

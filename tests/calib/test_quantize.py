@@ -192,6 +192,8 @@ def test_stock_onnx_runtime_runs_the_files_like_the_native_kernels(
 
 def test_fp8_is_e4m3_at_opset_19_functions_included(digits_models: Models, limits: dict[Any, dict[str, float]]) -> None:
     model = quantized(digits_models["fine"], "fp8", limits["fine"])
+    stored = [tensor for tensor in model.graph.initializer if tensor.data_type == TensorProto.FLOAT8E4M3FN]
+    assert all(len(tensor.raw_data) == np.prod(tensor.dims) for tensor in stored), "a byte a value"
     kinds = {tensor.data_type for tensor in model.graph.initializer if tensor.name.endswith(":quantized")}
     assert kinds == {TensorProto.FLOAT8E4M3FN}
     versions = {op.version for holder in (model, *model.functions) for op in holder.opset_import if not op.domain}

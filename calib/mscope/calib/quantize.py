@@ -187,7 +187,12 @@ def _eight_bit(name: str, values: Floats, form: _Format) -> onnx.TensorProto:
     if form.element == TensorProto.INT8:
         return numpy_helper.from_array(np.clip(np.rint(values), -127, 127).astype(np.int8), name)
     clipped = np.clip(values, -form.largest, form.largest).ravel().tolist()
-    return helper.make_tensor(name, form.element, values.shape, clipped)
+    tensor = helper.make_tensor(name, form.element, values.shape, clipped)
+    if tensor.int32_data:
+        # As numbers, every second value would take two bytes in the file.
+        tensor.raw_data = np.array(tensor.int32_data, np.uint8).tobytes()
+        tensor.ClearField("int32_data")
+    return tensor
 
 
 def _check_limit(name: str, limits: Mapping[str, float]) -> float:

@@ -81,8 +81,8 @@ class Inputs:
         tokens, channels, states = (case.batch, case.length), case.channels, case.states
         self.stored: dict[str, Array] = {}
 
-        def rows(name: str, size: int, scale: float = 1.0) -> None:
-            values = draw.standard_normal((*tokens, size + case.spare)) * scale
+        def rows(name: str, size: int, scale: float = 1.0, leading: tuple[int, ...] = tokens) -> None:
+            values = draw.standard_normal((*leading, size + case.spare)) * scale
             values[..., size:] = np.nan  # whoever reads past a row shows it
             self.stored[name] = to_storage(values, dtype)[..., :size]
 
@@ -92,9 +92,9 @@ class Inputs:
         rows("delta", channels, case.delta_scale)
         rows("B", states)
         rows("C", states)
-        for name in ("forward", "backward"):
-            rows(f"x_{name}", channels)
-            rows(f"dbc_{name}", case.rank + 2 * states)
+        both = (2, case.batch * case.length)  # forward, backward
+        rows("x_both", channels, leading=both)
+        rows("dbc", case.rank + 2 * states, leading=both)
         for suffix in ("", "_b"):
             taps = draw.uniform(-1, 1, (channels, case.width)) * case.width**-0.5
             self.stored[f"weight{suffix}"] = to_storage(taps, dtype)
@@ -110,6 +110,11 @@ class Inputs:
 
     def wide(self, name: str) -> Array:
         return to_float(self.stored[name])
+
+    def directions(self, name: str) -> Array:
+        """x_both or dbc in float64 as (2, B, L, ...)."""
+        both = self.wide(name)
+        return both.reshape(2, self.case.batch, self.case.length, both.shape[2])
 
 
 @dataclass(frozen=True)
@@ -132,8 +137,14 @@ class Expected:
         return worst if np.isfinite(worst) else np.inf
 
 
-def conv(inputs: Inputs, suffix: str) -> Expected:
-    """One direction of CausalConv1dSiLU on the first C channels of xz."""
+def conv(inputs: Inputs, directions: int = 2) -> Expected:
+    """CausalConv1dSiLU on the first C channels of xz: (directions, B L, C)."""
+    parts = [_conv(inputs, suffix) for suffix in ("", "_b")[:directions]]
+    rows = (directions, inputs.case.batch * inputs.case.length, inputs.case.channels)
+    return Expected(*(np.stack([getattr(p, name) for p in parts]).reshape(rows) for name in ("value", "scale")))
+
+
+def _conv(inputs: Inputs, suffix: str) -> Expected:
     x = inputs.wide("xz")[..., : inputs.case.channels]
     weight, bias = inputs.wide(f"weight{suffix}"), inputs.wide(f"bias{suffix}")
     value = oracle.causal_conv1d_silu(x, weight, bias, reverse=suffix == "_b")
@@ -161,14 +172,14 @@ def bidirectional(inputs: Inputs) -> Expected:
     rank, states = inputs.case.rank, inputs.case.states
     z = inputs.wide("xz")[..., inputs.case.channels :]
     halves = []
-    for name, suffix in (("forward", ""), ("backward", "_b")):
-        dt, B, C = np.split(inputs.wide(f"dbc_{name}"), [rank, rank + states], axis=-1)
+    for x, dbc, suffix in zip(inputs.directions("x_both"), inputs.directions("dbc"), ("", "_b"), strict=True):
+        dt, B, C = np.split(dbc, [rank, rank + states], axis=-1)
         weight = inputs.wide(f"dt_weight{suffix}")
-        arrays = [inputs.wide(f"x_{name}"), dt @ weight.T, inputs.wide(f"A{suffix}"), B, C, inputs.wide(f"D{suffix}")]
+        arrays = [x, dt @ weight.T, inputs.wide(f"A{suffix}"), B, C, inputs.wide(f"D{suffix}")]
         halves.append(
             _scan(arrays, z, inputs.wide(f"dt_bias{suffix}"), suffix == "_b", True, np.abs(dt) @ np.abs(weight.T))
         )
-    names = ["xz", "x_forward", "x_backward", "dbc_forward", "dbc_backward"]
+    names = ["xz", "x_both", "dbc"]
     names += [f"{name}{suffix}" for suffix in ("", "_b") for name in ("dt_weight", "dt_bias", "A", "D")]
     value = oracle.bidirectional_selective_scan(*(inputs.wide(name) for name in names))
     return Expected(value, (halves[0].scale + halves[1].scale) / 2)

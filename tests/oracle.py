@@ -64,10 +64,8 @@ def causal_conv1d_silu(x: npt.ArrayLike, weight: npt.ArrayLike, bias: npt.ArrayL
 
 def bidirectional_selective_scan(
     xz: npt.ArrayLike,
-    x_forward: npt.ArrayLike,
-    x_backward: npt.ArrayLike,
-    dbc_forward: npt.ArrayLike,
-    dbc_backward: npt.ArrayLike,
+    x: npt.ArrayLike,
+    dbc: npt.ArrayLike,
     dt_weight: npt.ArrayLike,
     dt_bias: npt.ArrayLike,
     A: npt.ArrayLike,
@@ -77,8 +75,10 @@ def bidirectional_selective_scan(
     A_b: npt.ArrayLike,
     D_b: npt.ArrayLike,
 ) -> Array:
-    """Op `BidirectionalSelectiveScan`: xz (B, L, 2C), x_* (B, L, C), dbc_* (B, L, R + 2N). Returns (B, L, C)."""
-    z = np.asarray(xz, np.float64)[..., np.shape(x_forward)[-1] :]
+    """Op `BidirectionalSelectiveScan`: xz (B, L, 2C), x (2, B L, C), dbc (2, B L, R + 2N). Returns (B, L, C)."""
+    z = np.asarray(xz, np.float64)[..., np.shape(x)[-1] :]
+    x_forward, x_backward = np.reshape(x, (2, *z.shape))
+    dbc_forward, dbc_backward = np.reshape(dbc, (2, *z.shape[:2], np.shape(dbc)[-1]))
 
     def direction(
         x: npt.ArrayLike,

@@ -22,8 +22,7 @@ OP_INPUTS = {
     OP_CONV: ("xz", "weight", "bias", "weight_b", "bias_b"),
     OP_SCAN: ("x", "delta", "A", "B", "C", "D", "z", "dt_bias"),
     OP_BIDIRECTIONAL_SCAN: (
-        "xz", "x_forward", "x_backward", "dbc_forward", "dbc_backward",
-        "dt_weight", "dt_bias", "A", "D", "dt_weight_b", "dt_bias_b", "A_b", "D_b",
+        "xz", "x_both", "dbc", "dt_weight", "dt_bias", "A", "D", "dt_weight_b", "dt_bias_b", "A_b", "D_b",
     ),
 }  # fmt: skip
 ALWAYS_FLOAT32 = {"A", "A_b", "D", "D_b", "dt_bias", "dt_bias_b"}
@@ -51,7 +50,7 @@ def usable_isas() -> list[str]:
 
 
 def model_of(
-    op: str, values: Values, outputs: int, *, dtype: str = FLOAT32, constants: bool = True, **attributes: int
+    op: str, values: Values, *, dtype: str = FLOAT32, constants: bool = True, **attributes: int
 ) -> onnx.ModelProto:
     """One node; its inputs and outputs are float32, cast to and from the storage type next to it."""
     nodes, inputs, initializers, names = [], [], [], []
@@ -73,13 +72,13 @@ def model_of(
             names.append(name)
     while names and not names[-1]:
         names.pop()
-    results = [f"y{i}" for i in range(outputs)]
-    nodes.append(helper.make_node(op, names, results, name="node", domain=OP_DOMAIN, **attributes))
+    result = "y"
+    nodes.append(helper.make_node(op, names, [result], name="node", domain=OP_DOMAIN, **attributes))
     if dtype != FLOAT32:
-        nodes += [helper.make_node("Cast", [y], [f"{y}_wide"], to=TensorProto.FLOAT) for y in results]
-        results = [f"{y}_wide" for y in results]
-    infos = [helper.make_tensor_value_info(y, TensorProto.FLOAT, [None] * 3) for y in results]
-    graph = helper.make_graph(nodes, "graph", inputs, infos, initializers)
+        nodes.append(helper.make_node("Cast", [result], ["y_wide"], to=TensorProto.FLOAT))
+        result = "y_wide"
+    info = helper.make_tensor_value_info(result, TensorProto.FLOAT, [None] * 3)
+    graph = helper.make_graph(nodes, "graph", inputs, [info], initializers)
     opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(OP_DOMAIN, OP_VERSION)]
     return helper.make_model(graph, opset_imports=opsets, ir_version=9)
 
@@ -93,13 +92,11 @@ def session_of(model: onnx.ModelProto, *, library: bool = True, threads: int = 2
     return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
-def run(
-    implementation: str, op: str, values: Values, outputs: int, *, threads: int = 2, **options: Any
-) -> list[np.ndarray]:
-    """An op's outputs, by one implementation."""
+def run(implementation: str, op: str, values: Values, *, threads: int = 2, **options: Any) -> np.ndarray:
+    """An op's output, by one implementation."""
     if implementation == "torch":
         return run_torch(op, values, **options)
-    model = model_of(op, values, outputs, **options)
+    model = model_of(op, values, **options)
     library = implementation != "function"
     if library:
         ort.force_instruction_set(implementation.removeprefix("native-"))
@@ -110,10 +107,10 @@ def run(
     session = session_of(model, library=library, threads=threads)
     if library:
         ort.force_instruction_set()
-    return session.run(None, {i.name: values[i.name] for i in session.get_inputs()})
+    return session.run(None, {i.name: values[i.name] for i in session.get_inputs()})[0]
 
 
-def run_torch(op: str, values: Values, *, reverse: int = 0, constants: bool = True) -> list[np.ndarray]:
+def run_torch(op: str, values: Values, *, reverse: int = 0, constants: bool = True) -> np.ndarray:
     import torch
 
     from mscope.model import scan
@@ -121,12 +118,12 @@ def run_torch(op: str, values: Values, *, reverse: int = 0, constants: bool = Tr
     tensors = {k: None if v is None else torch.from_numpy(np.ascontiguousarray(v)) for k, v in values.items()}
     with scan.implementation("reference"):
         if op == OP_CONV:
-            results = scan.bidirectional_conv1d_silu(*tensors.values())
+            result = scan.bidirectional_conv1d_silu(*tensors.values())
         elif op == OP_SCAN:
-            results = (scan.selective_scan(*tensors.values(), reverse=bool(reverse)),)
+            result = scan.selective_scan(*tensors.values(), reverse=bool(reverse))
         else:
-            results = (scan.bidirectional_selective_scan(*tensors.values()),)
-    return [result.numpy() for result in results]
+            result = scan.bidirectional_selective_scan(*tensors.values())
+    return result.numpy()
 
 
 def values_of(op: str, inputs: Inputs, *, without: tuple[str, ...] = ()) -> Values:

@@ -15,6 +15,7 @@ from mscope.core.bundle import (
     writing_folder,
 )
 from mscope.core.config import config_for
+from mscope.core.contract import OP_VERSION
 from mscope.core.errors import BundleError, InputError
 from mscope.core.manifest import SCHEMA, Baseline, Manifest, Preprocessing, StageRecord, Variant, Weights
 
@@ -126,6 +127,7 @@ def edit(built: Path, **changes: object) -> None:
     [
         ({"schema_version": SCHEMA + 1}, "upgrade mambascope-deploy"),
         ({"schema_version": "1"}, "no schema_version"),
+        ({"op_version": OP_VERSION - 1}, f"version {OP_VERSION - 1} of the ops, .*has version {OP_VERSION}: build"),
         ({"surprise": 1}, "surprise"),
         ({"default_eta": 2}, "default_eta"),
         ({"labels": ["one"]}, "1 labels for 10 classes"),
@@ -140,6 +142,15 @@ def test_a_foreign_manifest_is_one_clear_line(built: Path, changes: dict[str, ob
     with pytest.raises(BundleError, match=message) as caught:
         load_manifest(built)
     assert "\n" not in str(caught.value)
+
+
+def test_a_bundle_from_before_the_manifest_named_the_ops_version(built: Path) -> None:
+    path = built / "manifest.json"
+    content = json.loads(path.read_text())
+    del content["op_version"]
+    path.write_text(json.dumps(content))
+    with pytest.raises(BundleError, match=r"its graphs use version 1 of the ops.*build the bundle again"):
+        load_manifest(built)
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xfe", b"[" * 100_000, b"null"])

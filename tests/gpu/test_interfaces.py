@@ -30,12 +30,12 @@ def test_a_side_stream(given: dict[str, Tensor]) -> None:
     """Queued on the stream that is named: the kernel waits for what came before it there."""
     expected = cuda_torch.bidirectional(given, CASE, "float32")
     torch.cuda.synchronize()
-    side, late = torch.cuda.Stream(), given["x_forward"].clone()
-    given["x_forward"] = torch.full_like(late, float("nan"))
+    side, late = torch.cuda.Stream(), given["x_both"].clone()
+    given["x_both"] = torch.full_like(late, float("nan"))
     torch.cuda.synchronize()
     with torch.cuda.stream(side):
         torch.cuda._sleep(50_000_000)  # tens of milliseconds: a kernel on another stream would read NaN
-        given["x_forward"].copy_(late)
+        given["x_both"].copy_(late)
         got = cuda_torch.bidirectional(given, CASE, "float32")
     side.synchronize()
     assert torch.equal(got, expected)
@@ -120,7 +120,7 @@ def test_pytorch_inference_takes_the_kernels(given: dict[str, Tensor], dtype: st
             plain = scan.bidirectional_conv1d_silu(*(typed[n].float() for n in cuda_torch.CONV_NAMES))
     # A few roundings of the storage type; of float32, of sums of numbers that are a hundred times the result.
     loose = {"float32": 1e-4, "float16": 2e-3, "bfloat16": 1.6e-2}[dtype]
-    for ours, theirs in ((got, expected), *zip(convolved, plain, strict=True)):
+    for ours, theirs in ((got, expected), (convolved, plain)):
         assert ours.dtype == getattr(torch, dtype)
         torch.testing.assert_close(ours.float(), theirs, rtol=loose, atol=loose)
 
@@ -139,7 +139,7 @@ def test_what_does_not_fit_is_refused(given: dict[str, Tensor]) -> None:
         with pytest.raises(InputError, match=match):
             cuda_torch.bidirectional({**given, **change}, CASE, "float32")
 
-    refused("dbc_forward has shape", dbc_forward=given["dbc_forward"][..., :-1])
+    refused("dbc has shape", dbc=given["dbc"][..., :-1])
     refused("A is torch.float64|A is float64", A=given["A"].double())
     refused("D_b is on cpu", D_b=given["D_b"].cpu())
     refused("dt_weight is float16: expected float32", dt_weight=given["dt_weight"].half())

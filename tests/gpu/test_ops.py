@@ -54,7 +54,7 @@ def test_long_sequences_that_fill_the_device() -> None:
 def test_nan_reaches_what_depends_on_it_and_nothing_else() -> None:
     case = Case(100, channels=20, batch=2)
     inputs = Inputs(case, "float32")
-    inputs.stored["x_forward"][1, 60, 7] = float("nan")
+    inputs.stored["x_both"][0, 160, 7] = float("nan")
     got = cuda_torch.bidirectional(cuda_torch.tensors(inputs), case, "float32").isnan()
     expected = torch.zeros_like(got)
     expected[1, 60:, 7] = True
@@ -76,7 +76,7 @@ def test_views_are_read_in_place() -> None:
     inputs = Inputs(case, "float32")
     given = cuda_torch.tensors(inputs)
     expected = cuda_torch.bidirectional(given, case, "float32")
-    for name in ("xz", "x_forward", "dbc_forward", "dbc_backward"):
+    for name in ("xz", "x_both", "dbc"):
         tensor = given[name]
         wide = torch.full((*tensor.shape[:2], tensor.shape[2] + 3), float("nan"), device=tensor.device)
         wide[..., 1:-2] = tensor

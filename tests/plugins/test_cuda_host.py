@@ -69,8 +69,9 @@ def array(stored: Any) -> Array:
 class Output:
     """NaN to be overwritten, inside a larger block whose other words must stay as they are."""
 
-    def __init__(self, case: Case, dtype: str) -> None:
-        self.block = cases.to_storage(np.full((case.batch + 2, case.length, case.channels), np.nan), dtype)
+    def __init__(self, case: Case, dtype: str, directions: int = 0) -> None:
+        rows = (directions + 2, case.batch * case.length) if directions else (case.batch + 2, case.length)
+        self.block = cases.to_storage(np.full((*rows, case.channels), np.nan), dtype)
         self.before = self.block.copy()
         self.inner = self.block[1:-1]
 
@@ -97,8 +98,16 @@ def run_scan(host: ctypes.CDLL, call: Call, machine: Machine, order: int = 0) ->
     assert np.all(workspace[plan.workspace // 4 :] == 7.0)
 
 
+def run_conv(
+    host: ctypes.CDLL, inputs: Inputs, y: Any, names: tuple[str | None, ...] = ("weight", "bias", "weight_b", "bias_b")
+) -> None:
+    taps = (None if name is None else array(inputs.stored[name]) for name in names)
+    call = arguments.causal_conv1d_silu(array(inputs.stored["xz"]), *taps, array(y))
+    assert host.host_conv(ctypes.byref(call.params), call.dtype, 0) == 0
+
+
 def bidirectional_call(inputs: Inputs, y: Any) -> Call:
-    names = ["xz", "x_forward", "x_backward", "dbc_forward", "dbc_backward"]
+    names = ["xz", "x_both", "dbc"]
     names += [f"{name}{suffix}" for suffix in ("", "_b") for name in ("dt_weight", "dt_bias", "A", "D")]
     return arguments.bidirectional_selective_scan(array(y), *(array(inputs.stored[name]) for name in names))
 
@@ -128,20 +137,14 @@ def test_one_direction(host: ctypes.CDLL, case: Case, reverse: bool) -> None:
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_convolution(host: ctypes.CDLL, case: Case) -> None:
-    inputs, y, y_b = Inputs(case, FLOAT32), Output(case, FLOAT32), Output(case, FLOAT32)
-    names = ("xz", "weight", "bias", "weight_b", "bias_b")
-    call = arguments.causal_conv1d_silu(*(array(inputs.stored[n]) for n in names), array(y.inner), array(y_b.inner))
-    assert host.host_conv(ctypes.byref(call.params), call.dtype, 0) == 0
-    assert cases.conv(inputs, "").worst(y.checked(), FLOAT32) < TOLERANCE
-    assert cases.conv(inputs, "_b").worst(y_b.checked(), FLOAT32) < TOLERANCE
+    inputs, y = Inputs(case, FLOAT32), Output(case, FLOAT32, directions=2)
+    run_conv(host, inputs, y.inner)
+    assert cases.conv(inputs).worst(y.checked(), FLOAT32) < TOLERANCE
     if case.batch:  # a direction alone is the same numbers
-        alone = Output(case, FLOAT32)
-        weight, bias = array(inputs.stored["weight_b"]), array(inputs.stored["bias_b"])
-        call = arguments.causal_conv1d_silu(
-            array(inputs.stored["xz"]), None, None, weight, bias, None, array(alone.inner)
-        )
-        assert host.host_conv(ctypes.byref(call.params), call.dtype, 0) == 0
-        np.testing.assert_array_equal(alone.checked(), y_b.inner)
+        for direction, names in enumerate((("weight", "bias", None, None), (None, None, "weight_b", "bias_b"))):
+            alone = Output(case, FLOAT32, directions=1)
+            run_conv(host, inputs, alone.inner, names)
+            np.testing.assert_array_equal(alone.checked()[0], y.inner[direction])
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
@@ -151,14 +154,9 @@ def test_narrow_storage(host: ctypes.CDLL, dtype: str, machine: str) -> None:
         inputs, y = Inputs(case, dtype), Output(case, dtype)
         run_scan(host, bidirectional_call(inputs, y.inner), MACHINES[machine])
         assert cases.bidirectional(inputs).worst(y.checked(), dtype) < TOLERANCE
-        outputs = Output(case, dtype), Output(case, dtype)
-        names = ("xz", "weight", "bias", "weight_b", "bias_b")
-        call = arguments.causal_conv1d_silu(
-            *(array(inputs.stored[n]) for n in names), *(array(o.inner) for o in outputs)
-        )
-        assert host.host_conv(ctypes.byref(call.params), call.dtype, 0) == 0
-        for output, suffix in zip(outputs, ("", "_b"), strict=True):
-            assert cases.conv(inputs, suffix).worst(output.checked(), dtype) < TOLERANCE
+        x = Output(case, dtype, directions=2)
+        run_conv(host, inputs, x.inner)
+        assert cases.conv(inputs).worst(x.checked(), dtype) < TOLERANCE
 
 
 @pytest.mark.parametrize("softplus", [False, True])
@@ -209,7 +207,7 @@ def test_the_order_of_threads_does_not_matter(host: ctypes.CDLL, machine: str) -
 def test_nan_reaches_what_depends_on_it_and_nothing_else(host: ctypes.CDLL) -> None:
     case = Case(40, channels=6, batch=2)
     inputs, y = Inputs(case, FLOAT32), Output(case, FLOAT32)
-    inputs.stored["x_forward"][1, 20, 2] = np.nan
+    inputs.stored["x_both"][0, 40 + 20, 2] = np.nan
     run_scan(host, bidirectional_call(inputs, y.inner), SINGLE)
     expected = np.zeros(y.inner.shape, bool)
     expected[1, 20:, 2] = True
@@ -315,14 +313,15 @@ def refused(match: str, change: dict[str, Any]) -> None:
 def test_arrays_that_do_not_fit_are_refused_with_both_sides_named() -> None:
     zeros = np.zeros
     refused(
-        r"x_backward has shape \(2, 9, 6\): expected \(2, 10, 6\) from x_forward",
-        {"x_backward": zeros((2, 9, 6), np.float32)},
+        r"x has shape \(2, 19, 6\): expected \(2, 20, 6\) from xz \(2, 10, 12\)",
+        {"x_both": zeros((2, 19, 6), np.float32)},
     )
-    refused(r"dbc_forward has shape .*expected \(2, 10, 44\)", {"dbc_forward": zeros((2, 10, 43), np.float32)})
-    refused(r"A_b is float64: expected float32, as x_forward is float32", {"A_b": zeros((6, 16))})
+    refused(r"dbc has shape .*expected \(2, 20, 44\)", {"dbc": zeros((2, 20, 43), np.float32)})
+    refused(r"xz has shape \(2, 10, 13\): its last axis must be even", {"xz": zeros((2, 10, 13), np.float32)})
+    refused(r"A_b is float64: expected float32, as xz is float32", {"A_b": zeros((6, 16))})
     refused(r"dt_weight is float16: expected float32", {"dt_weight": zeros((6, 12), np.float16)})
     refused(r"xz has strides .*last axis must be contiguous", {"xz": zeros((2, 10, 24), np.float32)[..., ::2]})
     refused(r"A has shape .* and strides .*must be contiguous", {"A": zeros((16, 6), np.float32).T})
-    refused(r"x_forward is float64: expected one of", {"x_forward": zeros((2, 10, 6))})
-    refused(r"x_forward has shape \(10, 6\): expected three axes", {"x_forward": zeros((10, 6), np.float32)})
+    refused(r"xz is float64: expected one of", {"xz": zeros((2, 10, 12))})
+    refused(r"xz has shape \(10, 12\): expected three axes", {"xz": zeros((10, 12), np.float32)})
     refused(r"dt_weight has shape \(5, 12\).*size 6", {"dt_weight": zeros((5, 12), np.float32)})

@@ -15,6 +15,7 @@ from typing import Any
 import platformdirs
 from pydantic import ValidationError
 
+from mscope.core.contract import OP_VERSION
 from mscope.core.errors import BundleError, InputError
 from mscope.core.files import write_text_atomically
 from mscope.core.manifest import MANIFEST, SCHEMA, FileRecord, Manifest
@@ -145,6 +146,13 @@ def parse_manifest(content: Any, path: Path) -> Manifest:
         raise BundleError(
             f"{path} has schema version {version}, this program reads up to {SCHEMA}: "
             "upgrade mambascope-deploy or build the bundle again"
+        )
+    # Manifests of version 1 did not say so.
+    ops = content.get("op_version", 1)
+    if ops != OP_VERSION:
+        raise BundleError(
+            f"{path}: its graphs use version {ops} of the ops, this program has version {OP_VERSION}: "
+            "build the bundle again with 'mscope-export build'"
         )
     try:
         return Manifest.model_validate(content)

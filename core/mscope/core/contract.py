@@ -13,7 +13,7 @@ from mscope.core.geometry import coarse_grid, regions_refined
 
 # The custom ops; docs/ops.md is their contract.
 OP_DOMAIN = "mambascope"
-OP_VERSION = 1
+OP_VERSION = 2
 OP_CONV = "CausalConv1dSiLU"
 OP_SCAN = "SelectiveScan"
 OP_BIDIRECTIONAL_SCAN = "BidirectionalSelectiveScan"

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from mscope.core.config import ModelConfig
-from mscope.core.contract import Stage
+from mscope.core.contract import OP_VERSION, Stage
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
@@ -151,6 +151,7 @@ class Manifest(_Strict):
     """The content of manifest.json."""
 
     schema_version: int = Field(SCHEMA, ge=1)
+    op_version: int = Field(OP_VERSION, ge=1, description="of the op contract (docs/ops.md) that the graphs use")
     name: str = Field(max_length=256)
     created: str = Field(max_length=64, description="UTC, ISO 8601")
     config: ModelConfig

@@ -54,9 +54,9 @@ def _function(name: str, form: tuple[bool, ...]) -> onnx.FunctionProto:
     return bidirectional_scan_function()
 
 
-def _parse(name: str, body: str, attributes: str = "", outputs: int | None = None) -> onnx.FunctionProto:
+def _parse(name: str, body: str, attributes: str = "") -> onnx.FunctionProto:
     inputs = ", ".join(text.rstrip("?") for text in OP_INPUTS[name])
-    results = ", ".join(text.rstrip("?") for text in OP_OUTPUTS[name][:outputs])
+    results = ", ".join(OP_OUTPUTS[name])
     function = onnx.parser.parse_function(f"{_HEADER} {name} {attributes} ({inputs}) => ({results}) {{ {body} }}")
     for number, node in enumerate(function.node):
         # An engine that inlines the body keeps its nodes' names: what a profiler reports can be told apart.
@@ -83,21 +83,30 @@ def conv_function(*, bidirectional: bool = True) -> onnx.FunctionProto:
         width = Shape<start = 1, end = 2>(weight)
         length = Shape<start = 1, end = 2>(xz)
         x_any = Slice(xz, zero1, channels, last)
-        x = Cast<to = 1>(x_any)
+        x32 = Cast<to = 1>(x_any)
         around = Constant<value_ints = [0, {_MAX_TAPS - 1}, 0, 0, {_MAX_TAPS - 1 if bidirectional else 0}, 0]>()
-        padded = Pad(x, around, zero)
+        padded = Pad(x32, around, zero)
         missing = Sub(taps1, width)
         before = Concat<axis = 0>(zero1, missing, zero1, zero1)
         {windows}
-        {_taps("", "weight", "bias", "x_forward", range(_MAX_TAPS))}
+        {_taps("", "weight", "bias", range(_MAX_TAPS))}
     """
     if bidirectional:
-        body += _taps("_b", "weight_b", "bias_b", "x_backward", range(2 * _MAX_TAPS - 2, _MAX_TAPS - 2, -1))
-    return _parse(OP_CONV, body, outputs=2 if bidirectional else 1)
+        body += _taps("_b", "weight_b", "bias_b", range(2 * _MAX_TAPS - 2, _MAX_TAPS - 2, -1))
+    body += f"""
+        batch = Shape<start = 0, end = 1>(xz)
+        directions = Constant<value_ints = [{2 if bidirectional else 1}]>()
+        rows = Mul(batch, length)
+        shape = Concat<axis = 0>(directions, rows, channels)
+        stacked = {"Concat<axis = 0>(silu, silu_b)" if bidirectional else "Identity(silu)"}
+        flat = Reshape<allowzero = 1>(stacked, shape)
+        x = CastLike(flat, xz)
+    """
+    return _parse(OP_CONV, body)
 
 
-def _taps(suffix: str, weight: str, bias: str, output: str, windows: range) -> str:
-    """SiLU(sum_j taps[j] * windows[j] + bias), in float32, as `output`."""
+def _taps(suffix: str, weight: str, bias: str, windows: range) -> str:
+    """SiLU(sum_j taps[j] * windows[j] + bias), in float32: silu, or silu_b."""
     s, first, *rest = suffix, *windows
     sums = "".join(
         f"product{j}{s} = Mul(window{j}, tap{j}{s}) sum{j}{s} = Add(sum{i}{s}, product{j}{s}) "
@@ -107,14 +116,13 @@ def _taps(suffix: str, weight: str, bias: str, output: str, windows: range) -> s
         weight32{s} = Cast<to = 1>({weight})
         bias32{s} = Cast<to = 1>({bias})
         wide{s} = Pad(weight32{s}, before, zero)
-        rows{s} = Transpose<perm = [1, 0]>(wide{s})
-        {", ".join(f"tap{j}{s}" for j in windows)} = Split<axis = 0, num_outputs = {_MAX_TAPS}>(rows{s})
+        taps{s} = Transpose<perm = [1, 0]>(wide{s})
+        {", ".join(f"tap{j}{s}" for j in windows)} = Split<axis = 0, num_outputs = {_MAX_TAPS}>(taps{s})
         sum{first}{s} = Mul(window{first}, tap{first}{s})
         {sums}
         biased{s} = Add(sum{windows[-1]}{s}, bias32{s})
         sigmoid{s} = Sigmoid(biased{s})
         silu{s} = Mul(biased{s}, sigmoid{s})
-        {output} = CastLike(silu{s}, xz)
     """
 
 
@@ -184,26 +192,40 @@ def bidirectional_scan_function() -> onnx.FunctionProto:
     """`BidirectionalSelectiveScan`: one Scan with two states, the backward sequences read and written in reverse."""
     directions = "".join(
         f"""
-        dbc32{s} = Cast<to = 1>({dbc})
-        dbc_major{s} = Transpose<perm = [1, 0, 2]>(dbc32{s})
+        dbc_major{s} = Squeeze(dbc_major1{s}, axis0)
         dt{s}, B_major{s}, C_major{s} = Split<axis = -1>(dbc_major{s}, parts)
         dt_weight32{s} = Cast<to = 1>(dt_weight{s})
         dt_rows{s} = Transpose<perm = [1, 0]>(dt_weight32{s})
         product{s} = MatMul(dt{s}, dt_rows{s})
         v{s} = Add(product{s}, dt_bias{s})
-        x32{s} = Cast<to = 1>({x})
-        x_major{s} = Transpose<perm = [1, 0, 2]>(x32{s})
+        x_major{s} = Squeeze(x_major1{s}, axis0)
         {_softplus(f"v{s}", f"delta{s}", s)}
         {_scan_inputs(s, f"delta{s}")}
         """
-        for s, x, dbc in (("", "x_forward", "dbc_forward"), ("_b", "x_backward", "dbc_backward"))
+        for s in ("", "_b")
     )
+
+    def majors(name: str, columns: str) -> str:
+        return f"""
+        {name}32 = Cast<to = 1>({name})
+        {name}_shape = Concat<axis = 0>(two, batch, length, {columns})
+        {name}_4 = Reshape<allowzero = 1>({name}32, {name}_shape)
+        {name}_both = Transpose<perm = [0, 2, 1, 3]>({name}_4)
+        {name}_major1, {name}_major1_b = Split<axis = 0, num_outputs = 2>({name}_both)
+        """
+
     body = f"""
         {_CONSTANTS}
         rank = Shape<start = 1, end = 2>(dt_weight)
         parts = Concat<axis = 0>(rank, states, states)
-        {directions}
+        axis0 = Constant<value_ints = [0]>()
+        two = Constant<value_ints = [2]>()
         batch = Shape<start = 0, end = 1>(xz)
+        length = Shape<start = 1, end = 2>(xz)
+        columns = Shape<start = 2, end = 3>(dbc)
+        {majors("x", "channels")}
+        {majors("dbc", "columns")}
+        {directions}
         state_shape = Concat<axis = 0>(batch, states, channels)
         start = ConstantOfShape(state_shape)
         end, end_b, ys4, ys4_b = Scan<num_scan_inputs = 8,

@@ -12,12 +12,11 @@ OP_INPUTS: dict[str, tuple[str, ...]] = {
     OP_CONV: ("xz", "weight", "bias", "weight_b?", "bias_b?"),
     OP_SCAN: ("x", "delta", "A", "B", "C", "D", "z?", "delta_bias?"),
     OP_BIDIRECTIONAL_SCAN: (
-        "xz", "x_forward", "x_backward", "dbc_forward", "dbc_backward",
-        "dt_weight", "dt_bias", "A", "D", "dt_weight_b", "dt_bias_b", "A_b", "D_b",
+        "xz", "x", "dbc", "dt_weight", "dt_bias", "A", "D", "dt_weight_b", "dt_bias_b", "A_b", "D_b",
     ),
 }  # fmt: skip
 OP_OUTPUTS: dict[str, tuple[str, ...]] = {
-    OP_CONV: ("x_forward", "x_backward?"),
+    OP_CONV: ("x",),
     OP_SCAN: ("y",),
     OP_BIDIRECTIONAL_SCAN: ("y",),
 }
@@ -36,13 +35,10 @@ def translation_table() -> dict[Callable[..., Any], Callable[..., Any]]:
         return conv(xz, weight, bias, weight_b, bias_b)
 
     def bidirectional_selective_scan(
-        xz: Any, x_forward: Any, x_backward: Any, dbc_forward: Any, dbc_backward: Any,
-        dt_weight: Any, dt_bias: Any, A: Any, D: Any, dt_weight_b: Any, dt_bias_b: Any, A_b: Any, D_b: Any,
+        xz: Any, x: Any, dbc: Any, dt_weight: Any, dt_bias: Any, A: Any, D: Any,
+        dt_weight_b: Any, dt_bias_b: Any, A_b: Any, D_b: Any,
     ) -> Any:  # fmt: skip
-        return bidirectional(
-            xz, x_forward, x_backward, dbc_forward, dbc_backward,
-            dt_weight, dt_bias, A, D, dt_weight_b, dt_bias_b, A_b, D_b,
-        )  # fmt: skip
+        return bidirectional(xz, x, dbc, dt_weight, dt_bias, A, D, dt_weight_b, dt_bias_b, A_b, D_b)
 
     def selective_scan(
         x: Any, delta: Any, A: Any, B: Any, C: Any, D: Any, z: Any, delta_bias: Any, reverse: bool

@@ -48,36 +48,32 @@ def selective_scan(
 def causal_conv1d_silu(x: Tensor, weight: Tensor, bias: Tensor, reverse: bool) -> Tensor:
     """One direction of op `CausalConv1dSiLU`; arguments as in scan.causal_conv1d_silu."""
     y = x.new_empty(x.shape)
-    taps, offset = _dense(weight, x.dtype), _dense(bias, x.dtype)
+    taps, offset, out = _dense(weight, x.dtype), _dense(bias, x.dtype), y.flatten(0, 1)[None]
     if reverse:
-        cuda.causal_conv1d_silu(_rows(x, x), weight_b=taps, bias_b=offset, out_b=y, stream=_stream(x))
+        cuda.causal_conv1d_silu(_rows(x, x), weight_b=taps, bias_b=offset, out=out, stream=_stream(x))
     else:
-        cuda.causal_conv1d_silu(_rows(x, x), taps, offset, out=y, stream=_stream(x))
+        cuda.causal_conv1d_silu(_rows(x, x), taps, offset, out=out, stream=_stream(x))
     return y
 
 
-def bidirectional_conv1d_silu(
-    xz: Tensor, weight: Tensor, bias: Tensor, weight_b: Tensor, bias_b: Tensor
-) -> tuple[Tensor, Tensor]:
+def bidirectional_conv1d_silu(xz: Tensor, weight: Tensor, bias: Tensor, weight_b: Tensor, bias_b: Tensor) -> Tensor:
     """Both directions of op `CausalConv1dSiLU` in one launch; arguments as in scan.bidirectional_conv1d_silu."""
-    shape = (*xz.shape[:2], weight.shape[0])
-    y, y_b = xz.new_empty(shape), xz.new_empty(shape)
+    y = xz.new_empty(2, xz.shape[0] * xz.shape[1], weight.shape[0])
     cuda.causal_conv1d_silu(
         _rows(xz, xz), _dense(weight, xz.dtype), _dense(bias, xz.dtype), _dense(weight_b, xz.dtype),
-        _dense(bias_b, xz.dtype), out=y, out_b=y_b, stream=_stream(xz),
+        _dense(bias_b, xz.dtype), out=y, stream=_stream(xz),
     )  # fmt: skip
-    return y, y_b
+    return y
 
 
 def bidirectional_selective_scan(
-    xz: Tensor, x_forward: Tensor, x_backward: Tensor, dbc_forward: Tensor, dbc_backward: Tensor,
-    dt_weight: Tensor, dt_bias: Tensor, A: Tensor, D: Tensor,
+    xz: Tensor, x: Tensor, dbc: Tensor, dt_weight: Tensor, dt_bias: Tensor, A: Tensor, D: Tensor,
     dt_weight_b: Tensor, dt_bias_b: Tensor, A_b: Tensor, D_b: Tensor,
 ) -> Tensor:  # fmt: skip
     """Op `BidirectionalSelectiveScan` in one launch; arguments as in scan.bidirectional_selective_scan."""
-    y = x_forward.new_empty(x_forward.shape)
+    y = x.new_empty(*xz.shape[:2], x.shape[2])
     cuda.bidirectional_selective_scan(
-        _rows(xz, y), _rows(x_forward, y), _rows(x_backward, y), _rows(dbc_forward, y), _rows(dbc_backward, y),
+        _rows(xz, y), _rows(x, y), _rows(dbc, y),
         _dense(dt_weight, y.dtype), _dense(dt_bias), _dense(A), _dense(D),
         _dense(dt_weight_b, y.dtype), _dense(dt_bias_b), _dense(A_b), _dense(D_b),
         out=y, stream=_stream(y), allocate=lambda count: _bytes(y, count),

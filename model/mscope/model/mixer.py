@@ -29,6 +29,14 @@ class RMSNorm(nn.Module):
         return (wide * scale).to(self.weight.dtype) * self.weight
 
 
+class DirectionsLinear(nn.Linear):
+    """x_proj of both directions as one product, y_d = x_d W_d^T: its own weight, and the backward direction's."""
+
+    def forward(self, x: Tensor, weight_b: Tensor) -> Tensor:  # type: ignore[override]
+        """x: (2, M, in), weight_b: (out, in), as `weight`; (2, M, out)."""
+        return torch.bmm(x, torch.stack([self.weight, weight_b]).mT)
+
+
 class Mixer(nn.Module):
     """Bidirectional selective state-space mixer; parameter names are those of Vim's checkpoints."""
 
@@ -37,7 +45,7 @@ class Mixer(nn.Module):
         d_model, d_inner, d_state, dt_rank = config.d_model, config.d_inner, config.d_state, config.dt_rank
         self.in_proj = nn.Linear(d_model, 2 * d_inner, bias=False)
         self.conv1d = nn.Conv1d(d_inner, d_inner, config.d_conv, groups=d_inner, padding=config.d_conv - 1)
-        self.x_proj = nn.Linear(d_inner, dt_rank + 2 * d_state, bias=False)
+        self.x_proj = DirectionsLinear(d_inner, dt_rank + 2 * d_state, bias=False)
         self.dt_proj = nn.Linear(dt_rank, d_inner)
         self.A_log = nn.Parameter(torch.empty(d_inner, d_state))
         self.D = nn.Parameter(torch.empty(d_inner))
@@ -77,11 +85,11 @@ class Mixer(nn.Module):
         Y is what enters out_proj, or with `score_before_gate` the same before the gate SiLU(z).
         """
         xz = self.in_proj(u)
-        x_forward, x_backward = scan.bidirectional_conv1d_silu(xz, *_taps(self.conv1d), *_taps(self.conv1d_b))
-        dbc_forward = self.x_proj(x_forward)
-        dbc_backward = self.x_proj_b(x_backward)
+        x = scan.bidirectional_conv1d_silu(xz, *_taps(self.conv1d), *_taps(self.conv1d_b))
+        dbc = self.x_proj(x, self.x_proj_b.weight)
         A, A_b = -torch.exp(self.A_log), -torch.exp(self.A_b_log)
         if score_before_gate:
+            (x_forward, x_backward), (dbc_forward, dbc_backward) = (scan.directions_of(t, xz) for t in (x, dbc))
             forward = scan.direction(x_forward, dbc_forward, self.dt_proj.weight, self.dt_proj.bias, A, self.D, None)
             backward = scan.direction(
                 x_backward, dbc_backward, self.dt_proj_b.weight, self.dt_proj_b.bias, A_b, self.D_b, None, reverse=True
@@ -90,7 +98,7 @@ class Mixer(nn.Module):
             y = scored * F.silu(xz[..., scored.shape[-1] :])
         else:
             y = scored = scan.bidirectional_selective_scan(
-                xz, x_forward, x_backward, dbc_forward, dbc_backward,
+                xz, x, dbc,
                 self.dt_proj.weight, self.dt_proj.bias, A, self.D,
                 self.dt_proj_b.weight, self.dt_proj_b.bias, A_b, self.D_b,
             )  # fmt: skip

@@ -127,10 +127,16 @@ def causal_conv1d_silu(x: Tensor, weight: Tensor, bias: Tensor, *, reverse: bool
     return F.silu(total)
 
 
-def bidirectional_conv1d_silu(
-    xz: Tensor, weight: Tensor, bias: Tensor, weight_b: Tensor, bias_b: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Both directions' convolutions of x, the first C channels of xz (B, L, 2C): two tensors (B, L, C)."""
+def bidirectional_conv1d_silu(xz: Tensor, weight: Tensor, bias: Tensor, weight_b: Tensor, bias_b: Tensor) -> Tensor:
+    """Op `CausalConv1dSiLU`, both directions.
+
+    Args:
+        xz: (B, L, C + Cz); x is its first C channels.
+        weight: (C, W); bias: (C,); the two with `_b` belong to the backward (anti-causal) direction.
+
+    Returns:
+        (2, B * L, C): forward, backward, each in the original token order.
+    """
     if torch.compiler.is_exporting():
         from mscope.model import torch_ops
 
@@ -138,15 +144,14 @@ def bidirectional_conv1d_silu(
     if implementation_for(xz) == "cuda":
         return cuda.bidirectional_conv1d_silu(xz, weight, bias, weight_b, bias_b)
     x = xz[..., : weight.shape[0]]
-    return causal_conv1d_silu(x, weight, bias), causal_conv1d_silu(x, weight_b, bias_b, reverse=True)
+    directions = causal_conv1d_silu(x, weight, bias), causal_conv1d_silu(x, weight_b, bias_b, reverse=True)
+    return torch.stack(directions).flatten(1, 2)
 
 
 def bidirectional_selective_scan(
     xz: Tensor,
-    x_forward: Tensor,
-    x_backward: Tensor,
-    dbc_forward: Tensor,
-    dbc_backward: Tensor,
+    x: Tensor,
+    dbc: Tensor,
     dt_weight: Tensor,
     dt_bias: Tensor,
     A: Tensor,
@@ -160,8 +165,8 @@ def bidirectional_selective_scan(
 
     Args:
         xz: (B, L, 2C); its last C channels are the gate z.
-        x_forward: (B, L, C) after conv and SiLU; likewise x_backward.
-        dbc_forward: (B, L, R + 2N): dt, B, C of x_proj; likewise dbc_backward.
+        x: (2, B * L, C) after conv and SiLU: forward, backward, each in the original token order.
+        dbc: (2, B * L, R + 2N): dt, B, C of each direction's x_proj.
         dt_weight: (C, R); dt_bias: (C,); A: (C, N); D: (C,); the four with `_b` belong to the backward direction.
 
     Returns:
@@ -171,18 +176,21 @@ def bidirectional_selective_scan(
         from mscope.model import torch_ops
 
         return torch_ops.bidirectional_selective_scan(
-            xz, x_forward, x_backward, dbc_forward, dbc_backward,
-            dt_weight, dt_bias, A, D, dt_weight_b, dt_bias_b, A_b, D_b,
-        )  # fmt: skip
+            xz, x, dbc, dt_weight, dt_bias, A, D, dt_weight_b, dt_bias_b, A_b, D_b
+        )
     if implementation_for(xz) == "cuda":
-        return cuda.bidirectional_selective_scan(
-            xz, x_forward, x_backward, dbc_forward, dbc_backward,
-            dt_weight, dt_bias, A, D, dt_weight_b, dt_bias_b, A_b, D_b,
-        )  # fmt: skip
-    z = xz[..., x_forward.shape[-1] :]
+        return cuda.bidirectional_selective_scan(xz, x, dbc, dt_weight, dt_bias, A, D, dt_weight_b, dt_bias_b, A_b, D_b)
+    (x_forward, x_backward), (dbc_forward, dbc_backward) = directions_of(x, xz), directions_of(dbc, xz)
+    z = xz[..., x.shape[-1] :]
     forward = direction(x_forward, dbc_forward, dt_weight, dt_bias, A, D, z)
     backward = direction(x_backward, dbc_backward, dt_weight_b, dt_bias_b, A_b, D_b, z, reverse=True)
     return (forward + backward) / 2
+
+
+def directions_of(both: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+    """The forward and the backward half of (2, B * L, C), each as (B, L, C) with B and L of `like`."""
+    forward, backward = both.unflatten(1, like.shape[:2]).unbind(0)
+    return forward, backward
 
 
 def direction(

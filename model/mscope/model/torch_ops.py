@@ -12,34 +12,28 @@ from mscope.model import scan
 
 
 @torch.library.custom_op("mambascope::causal_conv1d_silu", mutates_args=())
-def causal_conv1d_silu(
-    xz: Tensor, weight: Tensor, bias: Tensor, weight_b: Tensor, bias_b: Tensor
-) -> tuple[Tensor, Tensor]:
+def causal_conv1d_silu(xz: Tensor, weight: Tensor, bias: Tensor, weight_b: Tensor, bias_b: Tensor) -> Tensor:
     """Op `CausalConv1dSiLU`, both directions; shapes as in mscope.model.scan.bidirectional_conv1d_silu."""
     return scan.bidirectional_conv1d_silu(xz, weight, bias, weight_b, bias_b)
 
 
 @causal_conv1d_silu.register_fake
-def _(xz: Tensor, weight: Tensor, bias: Tensor, weight_b: Tensor, bias_b: Tensor) -> tuple[Tensor, Tensor]:
-    shape = (*xz.shape[:2], weight.shape[0])
-    return xz.new_empty(shape), xz.new_empty(shape)
+def _(xz: Tensor, weight: Tensor, bias: Tensor, weight_b: Tensor, bias_b: Tensor) -> Tensor:
+    return xz.new_empty(2, xz.shape[0] * xz.shape[1], weight.shape[0])
 
 
 @torch.library.custom_op("mambascope::bidirectional_selective_scan", mutates_args=())
 def bidirectional_selective_scan(
-    xz: Tensor, x_forward: Tensor, x_backward: Tensor, dbc_forward: Tensor, dbc_backward: Tensor,
-    dt_weight: Tensor, dt_bias: Tensor, A: Tensor, D: Tensor,
+    xz: Tensor, x: Tensor, dbc: Tensor, dt_weight: Tensor, dt_bias: Tensor, A: Tensor, D: Tensor,
     dt_weight_b: Tensor, dt_bias_b: Tensor, A_b: Tensor, D_b: Tensor,
 ) -> Tensor:  # fmt: skip
     """Op `BidirectionalSelectiveScan`; shapes as in mscope.model.scan.bidirectional_selective_scan."""
-    return scan.bidirectional_selective_scan(
-        xz, x_forward, x_backward, dbc_forward, dbc_backward, dt_weight, dt_bias, A, D, dt_weight_b, dt_bias_b, A_b, D_b
-    )
+    return scan.bidirectional_selective_scan(xz, x, dbc, dt_weight, dt_bias, A, D, dt_weight_b, dt_bias_b, A_b, D_b)
 
 
 @bidirectional_selective_scan.register_fake
-def _(xz: Tensor, x_forward: Tensor, *others: Tensor) -> Tensor:
-    return torch.empty_like(x_forward, memory_format=torch.contiguous_format)
+def _(xz: Tensor, x: Tensor, *others: Tensor) -> Tensor:
+    return xz.new_empty(*xz.shape[:2], x.shape[2])
 
 
 @torch.library.custom_op("mambascope::selective_scan", mutates_args=())

@@ -107,8 +107,7 @@ struct OrtApi {
   void(ORT_API_CALL* ReleaseAllocator)(OrtAllocator* allocator) noexcept;  // 132
   void* unused_133[97];
   OrtStatusPtr(ORT_API_CALL* KernelInfo_GetInputCount)(const OrtKernelInfo* info, size_t* out) noexcept;  // 230
-  OrtStatusPtr(ORT_API_CALL* KernelInfo_GetOutputCount)(const OrtKernelInfo* info, size_t* out) noexcept;
-  void* unused_232[2];
+  void* unused_231[3];
   OrtStatusPtr(ORT_API_CALL* KernelInfo_GetInputTypeInfo)(const OrtKernelInfo* info, size_t index,
                                                           OrtTypeInfo** out) noexcept;  // 234
   void* unused_235[9];

@@ -38,7 +38,6 @@ MSCOPE_API_SLOT(ReleaseTensorTypeAndShapeInfo, 99);
 MSCOPE_API_SLOT(ReleaseCustomOpDomain, 101);
 MSCOPE_API_SLOT(ReleaseAllocator, 132);
 MSCOPE_API_SLOT(KernelInfo_GetInputCount, 230);
-MSCOPE_API_SLOT(KernelInfo_GetOutputCount, 231);
 MSCOPE_API_SLOT(KernelInfo_GetInputTypeInfo, 234);
 MSCOPE_API_SLOT(KernelInfo_GetNodeName, 244);
 MSCOPE_API_SLOT(KernelInfoGetConstantInput_tensor, 249);

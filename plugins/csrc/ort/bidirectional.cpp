@@ -11,11 +11,10 @@ using inference::ScanProblem;
 
 // Parameters of one direction, in the order of the contract.
 enum Parameter : size_t { kDtWeight, kDtBias, kA, kD, kParameters };
-enum Input : size_t { kXz, kX, kXBackward, kDbc, kDbcBackward, kForward, kBackward = kForward + kParameters,
+enum Input : size_t { kXz, kX, kDbc, kForward, kBackward = kForward + kParameters,
                       kInputs = kBackward + kParameters };
 constexpr Port kInputPorts[kInputs] = {
-    {"xz", true, false},           {"x_forward", true, false},  {"x_backward", true, false},
-    {"dbc_forward", true, false},  {"dbc_backward", true, false},
+    {"xz", true, false},           {"x", true, false},          {"dbc", true, false},
     {"dt_weight", true, false},    {"dt_bias", false, false},   {"A", false, false},   {"D", false, false},
     {"dt_weight_b", true, false},  {"dt_bias_b", false, false}, {"A_b", false, false}, {"D_b", false, false}};
 constexpr Port kOutputPorts[] = {{"y", true, false}};
@@ -67,9 +66,11 @@ class BidirectionalScanKernel final : public Kernel {
     Scratch scratch(api, context);
     for (size_t i = 0; i < 2; ++i) {
       inference::ScanDirection& d = p.direction[i];
-      d.x = in[kX + i].data;
+      // Direction i is the i-th half: (2, B L, C) and (2, B L, R + 2N).
+      const int64_t first = static_cast<int64_t>(i) * p.batch * p.tokens;
+      d.x = static_cast<const char*>(in[kX].data) + first * p.channels * element;
       d.x_row = p.channels;
-      const char* const dbc = static_cast<const char*>(in[kDbc + i].data);
+      const char* const dbc = static_cast<const char*>(in[kDbc].data) + first * (p.rank + 2 * p.states) * element;
       d.delta = dbc;
       d.B = dbc + p.rank * element;
       d.C = dbc + (p.rank + p.states) * element;
@@ -107,9 +108,10 @@ class BidirectionalScanKernel final : public Kernel {
     shapes.expect("xz", s[kXz], {kUnknown, kUnknown, C == kUnknown ? kUnknown : 2 * C}, "(B, L, 2C)");
     if (L == 0) shapes.refuse("xz has no tokens, expected L of at least 1");
     const int64_t columns = R == kUnknown || N == kUnknown ? kUnknown : R + 2 * N;
+    const int64_t rows = B == kUnknown || L == kUnknown ? kUnknown : B * L;
+    shapes.expect("x", s[kX], {2, rows, C}, "(2, B L, C)");
+    shapes.expect("dbc", s[kDbc], {2, rows, columns}, "(2, B L, R + 2N)");
     for (size_t i = 0; i < 2; ++i) {
-      shapes.expect(kInputPorts[kX + i].name, s[kX + i], {B, L, C}, "(B, L, C)");
-      shapes.expect(kInputPorts[kDbc + i].name, s[kDbc + i], {B, L, columns}, "(B, L, R + 2N)");
       const size_t first = kForward + i * kParameters;
       shapes.expect(kInputPorts[first + kDtWeight].name, s[first + kDtWeight], {C, R}, "(C, R)");
       shapes.expect(kInputPorts[first + kDtBias].name, s[first + kDtBias], {C}, "(C)");
@@ -138,8 +140,8 @@ Kernel* create(const OrtApi& api, const OrtKernelInfo* info, const OpSpec& spec,
 }
 
 void infer(const OrtApi& api, OrtShapeInferContext* context) {
-  const DeclaredShape x(api, context, kX);
-  if (x.rank() == 3) x.set_output(context, 0, x.extent(2), x.symbol(2));
+  const DeclaredShape xz(api, context, kXz), x(api, context, kX);
+  if (xz.rank() == 3 && x.rank() == 3) xz.set_output(context, 0, {xz.axis(0), xz.axis(1), x.axis(2)});
 }
 
 }  // namespace

@@ -12,7 +12,7 @@ using inference::ConvProblem;
 enum Input : size_t { kXz, kWeight, kBias, kWeightB, kBiasB, kInputs };
 constexpr Port kInputPorts[kInputs] = {
     {"xz", true, false}, {"weight", true, false}, {"bias", true, false}, {"weight_b", true, true}, {"bias_b", true, true}};
-constexpr Port kOutputPorts[] = {{"x_forward", true, false}, {"x_backward", true, true}};
+constexpr Port kOutputPorts[] = {{"x", true, false}};
 
 constexpr int64_t kMinTaps = 2, kMaxTaps = 4;
 
@@ -25,10 +25,6 @@ class ConvKernel final : public Kernel {
       throw InvalidArgument(node + ": got " + (with_weight ? "weight_b" : "bias_b") + " without " +
                             (with_weight ? "bias_b" : "weight_b") + ", expected both or neither");
     directions_ = with_weight ? 2 : 1;
-    size_t outputs = 0;
-    check(api, api.KernelInfo_GetOutputCount(info, &outputs));
-    if (outputs > static_cast<size_t>(directions_))
-      throw InvalidArgument(node + ": got output x_backward without inputs weight_b and bias_b, expected both or neither");
     Shape shapes[kInputs];
     for (size_t i = 0; i < kInputs; ++i) shapes[i] = declared(info, i);
     validate(shapes);
@@ -69,10 +65,11 @@ class ConvKernel final : public Kernel {
     p.x = in[kXz].data;
     p.x_row = shapes[kXz].at(2);
     Scratch scratch(api, context);
-    const int64_t extents[] = {p.batch, p.tokens, channels};
+    const int64_t extents[] = {directions_, p.batch * p.tokens, channels};
+    char* const x = static_cast<char*>(output(context, 0, extents, 3));
+    const int64_t half = p.batch * p.tokens * channels * (storage == Storage::f32 ? 4 : 2);
+    p.directions = directions_;
     for (int d = 0; d < directions_; ++d) {
-      void* const y = output(context, static_cast<size_t>(d), extents, 3);
-      if (y == nullptr) continue;  // nobody reads this direction
       const float* packed = packed_[d].get();
       if (packed == nullptr) {
         const Tensor &weight = in[kWeight + 2 * d], &bias = in[kBias + 2 * d];
@@ -80,12 +77,11 @@ class ConvKernel final : public Kernel {
         pack(weight, bias, made);
         packed = made;
       }
-      p.direction[p.directions].packed = packed;
-      p.direction[p.directions].y = y;
-      p.direction[p.directions].backward = d == 1;
-      ++p.directions;
+      p.direction[d].packed = packed;
+      p.direction[d].y = x + d * half;
+      p.direction[d].backward = d == 1;
     }
-    if (p.directions > 0) parallel(context, p, kernels.conv_tasks(p), kernels.conv);
+    parallel(context, p, kernels.conv_tasks(p), kernels.conv);
   }
 
  private:
@@ -129,13 +125,12 @@ void infer(const OrtApi& api, OrtShapeInferContext* context) {
   size_t inputs = 0;
   check(api, api.ShapeInferContext_GetInputCount(context, &inputs));
   if (xz.rank() != 3 || weight.rank() != 2) return;
-  xz.set_output(context, 0, weight.extent(0), weight.symbol(0));
-  if (inputs > kWeightB) xz.set_output(context, 1, weight.extent(0), weight.symbol(0));
+  xz.set_output(context, 0, {{inputs > kWeightB ? 2 : 1, ""}, xz.rows(), weight.axis(0)});
 }
 
 }  // namespace
 
-const OpSpec kConvOp = {"CausalConv1dSiLU", kInputPorts, kInputs, kOutputPorts, 2, create, infer};
+const OpSpec kConvOp = {"CausalConv1dSiLU", kInputPorts, kInputs, kOutputPorts, 1, create, infer};
 
 }  // namespace ort
 }  // namespace mscope

@@ -5,10 +5,18 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include <string>
+
 #include "ort/status.h"
 
 namespace mscope {
 namespace ort {
+
+// An extent, or -1 and the symbol that stands for it, "" for none.
+struct DeclaredAxis {
+  int64_t extent;
+  std::string symbol;
+};
 
 class DeclaredShape {
  public:
@@ -25,15 +33,28 @@ class DeclaredShape {
   }
 
   size_t rank() const { return rank_; }
-  int64_t extent(size_t axis) const { return extents_[axis]; }
-  const char* symbol(size_t axis) const { return symbols_[axis]; }
+  DeclaredAxis axis(size_t axis) const { return {extents_[axis], symbols_[axis] != nullptr ? symbols_[axis] : ""}; }
 
-  // Declares output `index` as this shape, of rank 3, with another last axis.
-  void set_output(OrtShapeInferContext* context, size_t index, int64_t last, const char* symbol) const {
+  // The first two axes as one, B * L. Tensors of one symbol are of one size to ONNX Runtime, which plans memory by it.
+  DeclaredAxis rows() const {
+    const DeclaredAxis batch = axis(0), tokens = axis(1);
+    if (batch.extent >= 0 && tokens.extent >= 0) return {batch.extent * tokens.extent, ""};
+    // As the exporter writes it: 50*batch.
+    const std::string first = tokens.extent >= 0 ? std::to_string(tokens.extent) : tokens.symbol;
+    const std::string second = batch.extent >= 0 ? std::to_string(batch.extent) : batch.symbol;
+    return {-1, first.empty() || second.empty() ? std::string() : first + "*" + second};
+  }
+
+  // Declares output `index`, of this tensor's type.
+  void set_output(OrtShapeInferContext* context, size_t index, const DeclaredAxis (&axes)[3]) const {
     OrtTensorTypeAndShapeInfo* info = nullptr;
     check(api_, api_.CreateTensorTypeAndShapeInfo(&info));
-    const int64_t extents[kMaxRank] = {extents_[0], extents_[1], last};
-    const char* symbols[kMaxRank] = {text(symbols_[0]), text(symbols_[1]), text(symbol)};
+    int64_t extents[kMaxRank];
+    const char* symbols[kMaxRank];
+    for (size_t i = 0; i < kMaxRank; ++i) {
+      extents[i] = axes[i].extent;
+      symbols[i] = axes[i].symbol.c_str();
+    }
     OrtStatus* status = api_.SetTensorElementType(info, type_);
     if (status == nullptr) status = api_.SetDimensions(info, extents, kMaxRank);
     if (status == nullptr) status = api_.SetSymbolicDimensions(info, symbols, kMaxRank);
@@ -44,7 +65,6 @@ class DeclaredShape {
 
  private:
   static constexpr size_t kMaxRank = 3;
-  static const char* text(const char* symbol) { return symbol != nullptr ? symbol : ""; }
 
   const OrtApi& api_;
   size_t rank_ = 0;  // 0: not known

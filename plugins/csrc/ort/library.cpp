@@ -18,7 +18,7 @@ namespace ort {
 namespace {
 
 constexpr const char* kDomain = "mambascope";
-constexpr int kOpVersion = 1;
+constexpr int kOpVersion = 2;
 
 // An op for one storage type: ONNX Runtime takes several of one name and picks by the tensors' types.
 struct CustomOp : OrtCustomOp {

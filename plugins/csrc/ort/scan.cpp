@@ -118,7 +118,7 @@ Kernel* create(const OrtApi& api, const OrtKernelInfo* info, const OpSpec& spec,
 
 void infer(const OrtApi& api, OrtShapeInferContext* context) {
   const DeclaredShape x(api, context, kX);
-  if (x.rank() == 3) x.set_output(context, 0, x.extent(2), x.symbol(2));
+  if (x.rank() == 3) x.set_output(context, 0, {x.axis(0), x.axis(1), x.axis(2)});
 }
 
 }  // namespace

@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 # Raised with every change of an exported function's signature or of a struct behind it; compiled into the libraries as
 # `mscope_abi_version()`, and checked by find.py before one is used.
-ABI_VERSION = 1
+ABI_VERSION = 2
 
 #: Environment variable: a folder with onnxruntime_c_api.h, to compile with instead of this project's slice of it.
 ONNXRUNTIME_INCLUDE_DIR = "ONNXRUNTIME_INCLUDE_DIR"

@@ -60,8 +60,7 @@ def causal_conv1d_silu(
     weight_b: Any = None,
     bias_b: Any = None,
     *,
-    out: Any = None,
-    out_b: Any = None,
+    out: Any,
     stream: int = 0,
 ) -> None:
     """Op `CausalConv1dSiLU`: both directions, or the one whose weight is given, on the first C channels of xz.
@@ -69,7 +68,7 @@ def causal_conv1d_silu(
     Args:
         xz: (B, L, C + any) T.
         weight: (C, W) T, W from 2 to 4; bias: (C,) T; `weight_b`, `bias_b` likewise, for the backward direction.
-        out: (B, L, C) T, written; `out_b` likewise.
+        out: (K, B * L, C) T, written: the K directions that are given, forward first.
         stream: a cudaStream_t.
 
     Raises:
@@ -78,7 +77,7 @@ def causal_conv1d_silu(
     """
     call = arguments.causal_conv1d_silu(
         view(xz, "xz"), _maybe(weight, "weight"), _maybe(bias, "bias"), _maybe(weight_b, "weight_b"),
-        _maybe(bias_b, "bias_b"), _maybe(out, "out"), _maybe(out_b, "out_b"),
+        _maybe(bias_b, "bias_b"), view(out, "out"),
     )  # fmt: skip
     library = load()
     _check(library, library.mscope_cuda_conv_silu(ctypes.byref(call.params), call.dtype, _device(call), stream))
@@ -120,10 +119,8 @@ def selective_scan(
 
 def bidirectional_selective_scan(
     xz: Any,
-    x_forward: Any,
-    x_backward: Any,
-    dbc_forward: Any,
-    dbc_backward: Any,
+    x: Any,
+    dbc: Any,
     dt_weight: Any,
     dt_bias: Any,
     A: Any,
@@ -139,9 +136,7 @@ def bidirectional_selective_scan(
 ) -> None:
     """Op `BidirectionalSelectiveScan`; shapes and dtypes as in docs/ops.md, `out`, `stream` and `allocate` as above."""
     arrays = {
-        "xz": xz, "x_forward": x_forward, "x_backward": x_backward,
-        "dbc_forward": dbc_forward, "dbc_backward": dbc_backward,
-        "dt_weight": dt_weight, "dt_bias": dt_bias, "A": A, "D": D,
+        "xz": xz, "x": x, "dbc": dbc, "dt_weight": dt_weight, "dt_bias": dt_bias, "A": A, "D": D,
         "dt_weight_b": dt_weight_b, "dt_bias_b": dt_bias_b, "A_b": A_b, "D_b": D_b,
     }  # fmt: skip
     views = (view(array, name) for name, array in arrays.items())

@@ -34,6 +34,13 @@ class Array:
         shape = (*self.shape[:-1], stop - start)
         return Array(self.pointer + offset, shape, self.strides, self.dtype, self.device, self.owner)
 
+    def direction(self, index: int, batch: int, length: int) -> Array:
+        """Entry `index` of (K, B * L, C) as (B, L, C)."""
+        first, row, column = self.strides
+        offset = index * first * ITEM_BYTES[self.dtype]
+        shape, strides = (batch, length, self.shape[2]), (row * length, row, column)
+        return Array(self.pointer + offset, shape, strides, self.dtype, self.device, self.owner)
+
 
 class Rows(ctypes.Structure):
     """MscopeRows."""
@@ -114,44 +121,44 @@ def selective_scan(
 
 
 def bidirectional_selective_scan(
-    y: Array, xz: Array, x_forward: Array, x_backward: Array, dbc_forward: Array, dbc_backward: Array,
+    y: Array, xz: Array, x: Array, dbc: Array,
     dt_weight: Array, dt_bias: Array, A: Array, D: Array,
     dt_weight_b: Array, dt_bias_b: Array, A_b: Array, D_b: Array,
 ) -> Call:  # fmt: skip
     """Op `BidirectionalSelectiveScan`. Raises InputError for arrays that do not fit each other."""
-    check = _Checker("x_forward", x_forward)
-    batch, length, channels = check.sizes3()
+    check = _Checker("xz", xz)
+    batch, length, wide = check.sizes3()
+    channels = wide // 2
+    if wide % 2 or not channels:
+        raise InputError(f"xz has shape {xz.shape}: its last axis must be even, the channels of x and of z")
     rank = check.second_size("dt_weight", dt_weight, channels)
     states = check.second_size("A", A, channels)
     tokens = (batch, length)
     params = ScanParams(batch, length, channels, states, rank, 2, 1)
-    directions = (
-        ("forward", "", x_forward, dbc_forward, dt_weight, dt_bias, A, D),
-        ("backward", "_b", x_backward, dbc_backward, dt_weight_b, dt_bias_b, A_b, D_b),
-    )
-    for i, (name, suffix, x, dbc, weight, bias, decay, skip) in enumerate(directions):
-        check.rows(f"dbc_{name}", dbc, (*tokens, rank + 2 * states))
+    check.rows("x", x, (2, batch * length, channels))
+    check.rows("dbc", dbc, (2, batch * length, rank + 2 * states))
+    parameters = (("", dt_weight, dt_bias, A, D), ("_b", dt_weight_b, dt_bias_b, A_b, D_b))
+    for i, (suffix, weight, bias, decay, skip) in enumerate(parameters):
+        part = dbc.direction(i, batch, length)
         params.direction[i] = ScanDirection(
-            check.rows(f"x_{name}", x, (*tokens, channels)),
-            check.rows(f"dbc_{name}", dbc.last(0, rank), (*tokens, rank)),
-            check.rows(f"dbc_{name}", dbc.last(rank, rank + states), (*tokens, states)),
-            check.rows(f"dbc_{name}", dbc.last(rank + states, rank + 2 * states), (*tokens, states)),
+            check.rows("x", x.direction(i, batch, length), (*tokens, channels)),
+            check.rows("dbc", part.last(0, rank), (*tokens, rank)),
+            check.rows("dbc", part.last(rank, rank + states), (*tokens, states)),
+            check.rows("dbc", part.last(rank + states, rank + 2 * states), (*tokens, states)),
             check.dense(f"dt_weight{suffix}", weight, (channels, rank)),
             check.dense(f"dt_bias{suffix}", bias, (channels,), "float32"),
             check.dense(f"A{suffix}", decay, (channels, states), "float32"),
             check.dense(f"D{suffix}", skip, (channels,), "float32"),
             i,
         )
-    check.rows("xz", xz, (*tokens, 2 * channels))
     params.z = check.rows("xz", xz.last(channels, 2 * channels), (*tokens, channels))
     params.y = check.rows("y", y, (*tokens, channels))
     return Call(params, check.dtype, xz.device)
 
 
 def causal_conv1d_silu(
-    xz: Array, weight: Array | None, bias: Array | None, weight_b: Array | None, bias_b: Array | None,
-    y: Array | None, y_b: Array | None,
-) -> Call:  # fmt: skip
+    xz: Array, weight: Array | None, bias: Array | None, weight_b: Array | None, bias_b: Array | None, y: Array
+) -> Call:
     """Op `CausalConv1dSiLU`; here either direction may be left out. Raises InputError for what does not fit."""
     first = weight if weight is not None else weight_b
     if first is None:
@@ -169,16 +176,16 @@ def causal_conv1d_silu(
         )
     tokens = (batch, length)
     params = ConvParams(batch, length, channels, width, check.rows("xz", xz.last(0, channels), (*tokens, channels)))
-    for suffix, taps, offset, out in (("", weight, bias, y), ("_b", weight_b, bias_b, y_b)):
-        if (taps is None) != (offset is None) or (taps is None) != (out is None):
-            raise InputError(
-                f"weight{suffix}, bias{suffix} and its output come together: some are given and some are not"
-            )
-        if taps is None or offset is None or out is None:
-            continue
+    directions = [("", weight, bias), ("_b", weight_b, bias_b)]
+    for suffix, taps, offset in directions:
+        if (taps is None) != (offset is None):
+            raise InputError(f"weight{suffix} and bias{suffix} come together: one is given and the other is not")
+    given = [(suffix, taps, offset) for suffix, taps, offset in directions if taps is not None and offset is not None]
+    check.rows("y", y, (len(given), batch * length, channels))
+    for i, (suffix, taps, offset) in enumerate(given):
         setattr(params, f"weight{suffix}", check.dense(f"weight{suffix}", taps, (channels, width)))
         setattr(params, f"bias{suffix}", check.dense(f"bias{suffix}", offset, (channels,)))
-        setattr(params, f"y{suffix}", check.rows(f"y{suffix}", out, (*tokens, channels)))
+        setattr(params, f"y{suffix}", check.rows("y", y.direction(i, batch, length), (*tokens, channels)))
     return Call(params, check.dtype, xz.device)
 
 
@@ -209,7 +216,7 @@ class _Checker:
 
     def rows(self, name: str, array: Array, shape: Sequence[int]) -> Rows:
         self._same(name, array, shape, self.first.dtype)
-        if array.shape[0] > 0 and array.shape[-1] > 1 and array.strides[-1] != 1:
+        if 0 not in array.shape and array.shape[-1] > 1 and array.strides[-1] != 1:
             raise InputError(f"{name} has strides {array.strides}: its last axis must be contiguous (stride 1)")
         return Rows(array.pointer, array.strides[1], array.strides[0])
 

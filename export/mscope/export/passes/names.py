@@ -87,8 +87,8 @@ def _module_path(node: onnx.NodeProto) -> str:
 
 def _name_batch(info: onnx.ValueInfoProto) -> None:
     for dim in info.type.tensor_type.shape.dim:
-        if dim.HasField("dim_param") and re.fullmatch(r"\w+", dim.dim_param):
-            dim.dim_param = BATCH
+        if dim.HasField("dim_param"):
+            dim.dim_param = re.sub(r"[A-Za-z_]\w*", BATCH, dim.dim_param)  # alone, or as in 50*batch
 
 
 def _forget(item: onnx.NodeProto | onnx.ValueInfoProto | onnx.GraphProto | onnx.ModelProto) -> None:

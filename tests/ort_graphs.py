@@ -26,6 +26,8 @@ OP_INPUTS = {
     ),
 }  # fmt: skip
 ALWAYS_FLOAT32 = {"A", "A_b", "D", "D_b", "dt_bias", "dt_bias_b"}
+#: Of OP_INPUTS, those of (2, B L, any).
+BOTH_DIRECTIONS = {"x_both", "dbc"}
 Values = dict[str, np.ndarray | None]
 
 LIBRARY = find.library("ort")
@@ -47,6 +49,16 @@ def usable_isas() -> list[str]:
             found.append(isa)
     ort.force_instruction_set()
     return found
+
+
+def symbolic_shape(name: str, values: Values) -> list[int | str]:
+    """Of an input whose batch and length are dynamic."""
+    array = values[name]
+    assert array is not None
+    if array.ndim != 3:
+        return list(array.shape)
+    leading = [2, "rows"] if name in BOTH_DIRECTIONS else ["batch", "length"]
+    return [*leading, array.shape[2]]
 
 
 def model_of(

@@ -11,7 +11,7 @@ import hashlib
 import os
 import subprocess
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -36,8 +36,7 @@ OP_INPUTS = {
     OP_CONV: ("xz", "weight", "bias", "weight_b", "bias_b"),
     OP_SCAN: ("x", "delta", "A", "B", "C", "D", "z", "dt_bias"),
     OP_BIDIRECTIONAL_SCAN: (
-        "xz", "x_forward", "x_backward", "dbc_forward", "dbc_backward",
-        "dt_weight", "dt_bias", "A", "D", "dt_weight_b", "dt_bias_b", "A_b", "D_b",
+        "xz", "x_both", "dbc", "dt_weight", "dt_bias", "A", "D", "dt_weight_b", "dt_bias_b", "A_b", "D_b",
     ),
 }  # fmt: skip
 
@@ -54,28 +53,51 @@ class Tensor(ctypes.Structure):
 
 @dataclass(frozen=True)
 class Given:
-    """A tensor handed to the plugin: an address, and what it says of itself. `dynamic` axes are settled at run time."""
+    """A tensor handed to the plugin: an address, and what it says of itself.
+
+    `dynamic` axes are settled at run time; `most` has the largest sizes, twice the present ones and one where empty.
+    """
 
     shape: tuple[int, ...]
     dtype: str
     address: int = 0
     dynamic: tuple[int, ...] = ()
+    most: tuple[int, ...] = ()
     owner: Any = field(default=None, compare=False)
 
     def tensor(self) -> Tensor:
         sizes = tuple(self.shape)
         least = tuple(min(size, 1) if axis in self.dynamic else size for axis, size in enumerate(sizes))
-        most = tuple(2 * size + 1 if axis in self.dynamic else size for axis, size in enumerate(sizes))
+        most = self.most or tuple(2 * size + 1 if axis in self.dynamic else size for axis, size in enumerate(sizes))
         filled = ((ctypes.c_int64 * 8)(*values) for values in (least, sizes, most))
         return Tensor(TYPES[self.dtype], len(sizes), 0, *filled, self.address)
 
 
-def given(stored: np.ndarray, *, dynamic: bool = True) -> Given:
-    """A numpy array, bfloat16 as uint16; of three axes the first two are dynamic."""
+def given(stored: np.ndarray, tokens: tuple[int, ...] | None = None, *, dynamic: bool = True) -> Given:
+    """A numpy array, bfloat16 as uint16. Dynamic are B and L of (B, L, any), or with `tokens` B L of (K, B L, any)."""
     stored = np.ascontiguousarray(stored)
     dtype = "bfloat16" if stored.dtype == np.uint16 else stored.dtype.name
-    axes = (0, 1) if dynamic and stored.ndim == 3 else ()
-    return Given(stored.shape, dtype, stored.ctypes.data, axes, stored)
+    axes, most = dynamic_axes(stored.shape, tokens) if dynamic else ((), ())
+    return Given(stored.shape, dtype, stored.ctypes.data, axes, most, stored)
+
+
+def dynamic_axes(shape: tuple[int, ...], tokens: tuple[int, ...] | None) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Given.dynamic and Given.most."""
+    if len(shape) != 3:
+        return (), ()
+    if tokens is None:
+        return (0, 1), ()
+    return (1,), (shape[0], (2 * tokens[0] + 1) * (2 * tokens[1] + 1), shape[2])
+
+
+def all_given(
+    op: str, arrays: Sequence[Any], results: Sequence[Any], make: Callable[..., Given] = given
+) -> tuple[list[Given], list[Given]]:
+    """An op's inputs and outputs, as `make` gives them."""
+    tokens = tuple(arrays[0].shape[:2])
+    stacked = (1, 2) if op == OP_BIDIRECTIONAL_SCAN else ()
+    inputs = [make(array, tokens if i in stacked else None) for i, array in enumerate(arrays)]
+    return inputs, [make(array, tokens if op == OP_CONV else None) for array in results]
 
 
 class Refused(Exception):

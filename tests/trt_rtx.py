@@ -15,7 +15,6 @@ import numpy as np
 from onnx import helper, numpy_helper
 
 import ort_graphs
-from mscope.core.contract import OP_CONV
 from mscope.export.functions import attach_functions
 from mscope.plugins import trt
 from op_cases import Case, Inputs
@@ -26,17 +25,12 @@ BATCHES, LENGTHS, CASE = (1, 2, 4), (1, 50, 300), Case(50, channels=32, batch=2)
 def model_of(op: str, dtype: str, without: tuple[str, ...], attributes: dict[str, int]) -> Any:
     """One node with dynamic batch and length; in 16 bits its inputs are cast next to it."""
     values = ort_graphs.values_of(op, Inputs(CASE, "float32"), without=without)
-    outputs = 2 if op == OP_CONV and "weight_b" not in without else 1
-    model = ort_graphs.model_of(op, values, outputs, dtype=dtype)
+    model = ort_graphs.model_of(op, values, dtype=dtype)
     (node,) = (node for node in model.graph.node if node.op_type == op)
     node.attribute.extend(helper.make_attribute(name, value) for name, value in attributes.items())
     for entry in model.graph.input:
-        axes = entry.type.tensor_type.shape.dim
-        for i, size in enumerate(np.shape(values[entry.name])):
-            if i < 2:
-                axes[i].dim_param = ("batch", "length")[i]
-            else:
-                axes[i].dim_value = size
+        shape = ort_graphs.symbolic_shape(entry.name, values)
+        entry.CopyFrom(helper.make_tensor_value_info(entry.name, entry.type.tensor_type.elem_type, shape))
     return model
 
 
@@ -95,6 +89,8 @@ class Builder:
         for i in range(network.num_inputs):
             tensor = network.get_input(i)
             sizes = zip(BATCHES, LENGTHS, strict=True)
+            if tensor.name in ort_graphs.BOTH_DIRECTIONS:
+                sizes = ((2, batch * length) for batch, length in sizes)
             profile.set_shape(tensor.name, *((*size, *tuple(tensor.shape)[2:]) for size in sizes))
         config.add_optimization_profile(profile)
         config.num_compute_capabilities = len(capabilities)

@@ -9,23 +9,23 @@ import numpy as np
 import op_cases as cases
 from mscope.core.contract import OP_CONV
 from op_cases import Inputs
-from trt_driver import OP_INPUTS, Driver, given
+from trt_driver import OP_INPUTS, Driver, all_given
 
 GUARD = 64
 
 
-def outputs_for(op: str, inputs: Inputs, count: int | None = None) -> list[np.ndarray]:
+def outputs_for(op: str, inputs: Inputs, directions: int = 2) -> list[np.ndarray]:
     """NaN, to be overwritten."""
-    shape = (inputs.case.batch, inputs.case.length, inputs.case.channels)
-    count = (2 if op == OP_CONV else 1) if count is None else count
-    return [cases.to_storage(np.full(shape, np.nan), inputs.dtype) for _ in range(count)]
+    rows = (inputs.case.batch, inputs.case.length)
+    shape = (directions, rows[0] * rows[1]) if op == OP_CONV else rows
+    return [cases.to_storage(np.full((*shape, inputs.case.channels), np.nan), inputs.dtype)]
 
 
 def run(
     driver: Driver, op: str, arrays: list[Any], results: list[np.ndarray], space: str = "", **attributes: int
 ) -> None:
     """From creation to the result, through an engine."""
-    inputs, outputs = [given(array) for array in arrays], [given(array) for array in results]
+    inputs, outputs = all_given(op, arrays, results)
     plugin = driver.create(op, attributes, space=space)
     bytes_needed = driver.build(plugin, inputs, outputs)
     plugin = driver.reload(op, plugin)

@@ -79,8 +79,9 @@ struct Expression : IDimensionExpr {
 struct Expressions : apiv::VExprBuilder {
   std::deque<Expression> all;
   const IDimensionExpr* constant(int64_t number) override { return &all.emplace_back(number); }
-  const IDimensionExpr* operation(DimensionOperation, const IDimensionExpr&, const IDimensionExpr&) override {
-    return constant(-1);
+  const IDimensionExpr* operation(DimensionOperation op, const IDimensionExpr& a, const IDimensionExpr& b) override {
+    const bool known = op == DimensionOperation::kPROD && a.isConstant() && b.isConstant();
+    return constant(known ? a.getConstantValue() * b.getConstantValue() : -1);
   }
   const IDimensionExpr* declareSizeTensor(int32_t, const IDimensionExpr&, const IDimensionExpr&) override {
     return constant(-1);

@@ -22,7 +22,7 @@ enum class TensorFormat : int32_t { kLINEAR = 0 };
 enum class PluginFieldType : int32_t { kFLOAT32 = 1, kINT32 = 5, kCHAR = 6, kUNKNOWN = 8, kINT64 = 10 };
 enum class TensorRTPhase : int32_t { kBUILD = 0, kRUNTIME = 1 };
 enum class PluginCapabilityType : int32_t { kCORE = 0, kBUILD = 1, kRUNTIME = 2 };
-enum class DimensionOperation : int32_t { kSUM = 0 };
+enum class DimensionOperation : int32_t { kSUM = 0, kPROD = 1 };
 enum class APILanguage : int32_t { kCPP = 0, kPYTHON = 1 };
 
 class Dims64 {
@@ -119,6 +119,10 @@ class IDimensionExpr : public INoCopy {
 class IExprBuilder : public INoCopy {
  public:
   const IDimensionExpr* constant(int64_t value) noexcept { return mImpl->constant(value); }
+  const IDimensionExpr* operation(DimensionOperation op, const IDimensionExpr& first,
+                                  const IDimensionExpr& second) noexcept {
+    return mImpl->operation(op, first, second);
+  }
 
  protected:
   apiv::VExprBuilder* mImpl;

@@ -28,7 +28,7 @@ std::string text_of(const Shape& shape) {
   return text + ")";
 }
 
-void check_wired(const Op& op, Wired wired, int outputs) {
+void check_wired(const Op& op, Wired wired) {
   for (int i = 0; i < op.input_count; ++i)
     if (!op.inputs[i].optional && !is_wired(wired, i))
       throw Refusal(std::string("input ") + op.inputs[i].name + " is missing");
@@ -36,30 +36,27 @@ void check_wired(const Op& op, Wired wired, int outputs) {
     throw Refusal("there are more inputs than the " + std::to_string(op.input_count) + " that the op has");
   if (op.kind == OpKind::conv && is_wired(wired, kConvWeightB) != is_wired(wired, kConvBiasB))
     throw Refusal("weight_b and bias_b come together: one is given and the other is not");
-  if (op.kind == OpKind::conv && is_wired(wired, kConvWeightB) != (outputs == 2))
-    throw Refusal(std::string("the node has ") + (outputs == 2 ? "two outputs and no" : "one output and a") +
-                  " weight_b: with it set the attribute outputs to 2, without it to 1");
 }
 
 int64_t extent_of(const Axis& axis, const Sizes& sizes) {
-  int64_t extent = 0;
+  int64_t extent = axis.product ? 1 : axis.number;
   for (int s = 0; s < kSymbols; ++s) {
     if (axis.times[s] == 0) continue;
     if (sizes.of[s] == kUnknown) return kUnknown;
-    extent += axis.times[s] * sizes.of[s];
+    const int64_t term = axis.times[s] * sizes.of[s];
+    extent = axis.product ? extent * term : extent + term;
   }
   return extent;
 }
 
 namespace {
 
-// "N = 16, R = 12", with the input that each size was read from.
+// ", N = 16, R = 12", with the input that each size was read from.
 std::string known_sizes(const Axis& axis, const Sizes& sizes, const Op& op, const Shape* shapes, const int* sources) {
   std::string text;
   for (int s = 0; s < kSymbols; ++s) {
     if (axis.times[s] == 0 || sources[s] < 0) continue;
-    text += text.empty() ? "" : ", ";
-    text += std::string(1, kLetters[s]) + " = " + std::to_string(sizes.of[s]) + " from " + op.inputs[sources[s]].name +
+    text += std::string(", ") + kLetters[s] + " = " + std::to_string(sizes.of[s]) + " from " + op.inputs[sources[s]].name +
             " " + text_of(shapes[sources[s]]);
   }
   return text;
@@ -87,6 +84,7 @@ Sizes resolve(const Op& op, const Shape* shapes, Wired wired) {
       sources[symbol] = i;
     }
   }
+  if (op.kind == OpKind::conv) sizes.of[kDirections] = is_wired(wired, kConvWeightB) ? 2 : 1;
   for (int s = 0; s < kSymbols; ++s)
     if (sources[s] >= 0 && (sizes.of[s] < kRanges[s].least || sizes.of[s] > kRanges[s].most))
       throw Refusal(std::string(op.inputs[sources[s]].name) + " has shape " + text_of(shapes[sources[s]]) + ": " +
@@ -101,7 +99,7 @@ Sizes resolve(const Op& op, const Shape* shapes, Wired wired) {
       if (tensor.axes[axis].or_more ? got < expected : got != expected)
         throw Refusal(std::string(tensor.name) + " has shape " + text_of(shapes[i]) + ": its axis " +
                       std::to_string(axis) + " of " + tensor.shape + " must be " + std::to_string(expected) +
-                      (tensor.axes[axis].or_more ? " or more, " : ", ") +
+                      (tensor.axes[axis].or_more ? " or more" : "") +
                       known_sizes(tensor.axes[axis], sizes, op, shapes, sources));
     }
   }

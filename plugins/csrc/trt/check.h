@@ -31,9 +31,8 @@ std::string text_of(const Shape& shape);
 using Wired = uint32_t;
 constexpr bool is_wired(Wired wired, int input) { return (wired >> input & 1) != 0; }
 
-// Throws where an input that must be there is not, there are too many, a pair is incomplete, or the backward direction
-// has inputs and no output or the other way round.
-void check_wired(const Op& op, Wired wired, int outputs);
+// Throws where an input that must be there is not, there are too many, or a pair is incomplete.
+void check_wired(const Op& op, Wired wired);
 
 // The op's sizes, kUnknown where no shape settles one. `shapes` has op.input_count entries; the wired ones are read.
 struct Sizes {

@@ -59,11 +59,12 @@ State Creator::parse(const char* name, const nvinfer1::PluginFieldCollection* fc
     } else if (runtime && std::strcmp(field.name, kInputsField) == 0) {
       state.wired = static_cast<int32_t>(integer_of(field));
     } else {
-      throw Refusal(std::string("there is no attribute ") + field.name);
+      throw Refusal(std::string("there is no attribute ") + field.name +
+                    (runtime ? ": the engine is of another version of this plugin, build it again" : ""));
     }
   }
   // What an engine holds was written by getFieldsToSerialize after the inputs were known.
-  if (runtime) check_wired(op_, static_cast<Wired>(state.wired), state.outputs());
+  if (runtime) check_wired(op_, static_cast<Wired>(state.wired));
   return state;
 }
 

@@ -48,15 +48,22 @@ class Reader {
   const void* data(int input) const { return is_wired(call_.wired, input) ? call_.inputs[input] : nullptr; }
   const float* floats(int input) const { return static_cast<const float*>(data(input)); }
 
-  // The last axis of (B, L, any) from `start` on; data null where it is not wired.
+  // (B, L, any) from element `start` on; data null where it is not wired.
   MscopeRows rows(int input, int64_t start = 0) const {
     if (!is_wired(call_.wired, input)) return {};
     const char* const first = static_cast<const char*>(call_.inputs[input]);
     const int64_t row = call_.in[input].dims.d[2];
     return {first ? first + start * item_bytes(dtype_) : nullptr, row, row * sizes_[kLength]};
   }
-  MscopeRows output(int index) const {
-    return {call_.outputs[index], sizes_[kChannels], sizes_[kChannels] * sizes_[kLength]};
+  // Entry `direction` of (2, B L, any), from `start` of its last axis on.
+  MscopeRows rows_of(int direction, int input, int64_t start = 0) const {
+    return rows(input, direction * sizes_[kBatch] * sizes_[kLength] * call_.in[input].dims.d[2] + start);
+  }
+  // The output (B, L, C), or entry `direction` of (K, B L, C).
+  MscopeRows output(int direction = 0) const {
+    const int64_t image = sizes_[kChannels] * sizes_[kLength], skipped = direction * sizes_[kBatch] * image;
+    char* const first = static_cast<char*>(call_.outputs[0]);
+    return {first ? first + skipped * item_bytes(dtype_) : nullptr, sizes_[kChannels], image};
   }
 
  private:
@@ -76,7 +83,7 @@ void launch_conv(const Call& call) {
   p.x = reader.rows(kConvXz);
   p.weight = reader.data(kConvWeight);
   p.bias = reader.data(kConvBias);
-  p.y = reader.output(0);
+  p.y = reader.output();
   if (is_wired(call.wired, kConvWeightB)) {
     p.weight_b = reader.data(kConvWeightB);
     p.bias_b = reader.data(kConvBiasB);
@@ -116,7 +123,7 @@ void launch_one_direction(const Call& call) {
   d.dt_bias = reader.floats(kScanDeltaBias);
   d.reverse = call.attributes[kScanReverse];
   p.z = reader.rows(kScanZ);
-  p.y = reader.output(0);
+  p.y = reader.output();
   launch_scan(call, p, reader.dtype());
 }
 
@@ -133,11 +140,11 @@ void launch_bidirectional(const Call& call) {
   p.delta_softplus = 1;
   for (int i = 0; i < 2; ++i) {
     MscopeScanDirection& d = p.direction[i];
-    const int dbc = kBidirectionalDbc + i, parameters = kBidirectionalParameters + i * kParametersADirection;
-    d.x = reader.rows(kBidirectionalX + i);
-    d.delta = reader.rows(dbc);
-    d.B = reader.rows(dbc, p.rank);
-    d.C = reader.rows(dbc, p.rank + p.states);
+    const int parameters = kBidirectionalParameters + i * kParametersADirection;
+    d.x = reader.rows_of(i, kBidirectionalX);
+    d.delta = reader.rows_of(i, kBidirectionalDbc);
+    d.B = reader.rows_of(i, kBidirectionalDbc, p.rank);
+    d.C = reader.rows_of(i, kBidirectionalDbc, p.rank + p.states);
     d.dt_weight = reader.data(parameters + kDtWeight);
     d.dt_bias = reader.floats(parameters + kDtBias);
     d.A = reader.floats(parameters + kDecay);
@@ -145,7 +152,7 @@ void launch_bidirectional(const Call& call) {
     d.reverse = i;
   }
   p.z = reader.rows(kBidirectionalXz, p.channels);
-  p.y = reader.output(0);
+  p.y = reader.output();
   launch_scan(call, p, reader.dtype());
 }
 

@@ -8,6 +8,9 @@
 
 namespace mscope::trt {
 
+// The version that TensorRT's ONNX parser looks for where a node does not name one. It stays as it is when the contract
+// changes (OP_VERSION in mscope.core.contract): then nodes need no attribute for it, and an engine of another contract
+// comes here to be refused in our words (creator.cpp) instead of "plugin not found".
 constexpr const char* kPluginVersion = "1";
 
 // TensorRT's ONNX parser looks a node's op type up in the namespace that the node's attribute plugin_namespace names,
@@ -15,25 +18,28 @@ constexpr const char* kPluginVersion = "1";
 // both, so that a node of domain `mambascope` is found by all of them.
 constexpr const char* kNamespaces[] = {"mambascope", ""};
 
-// Sizes, by the letters of docs/ops.md.
-enum Symbol : int { kBatch, kLength, kChannels, kStates, kRank, kWidth, kSymbols };
-constexpr char kLetters[kSymbols + 1] = "BLCNRW";
+// Sizes, by the letters of docs/ops.md. No input has K, the directions: it counts those that are wired.
+enum Symbol : int { kBatch, kLength, kChannels, kStates, kRank, kWidth, kDirections, kSymbols };
+constexpr char kLetters[kSymbols + 1] = "BLCNRWK";
 struct Range {
   int64_t least, most;
 };
 constexpr int64_t kLargest = int64_t{1} << 30;
-constexpr Range kRanges[kSymbols] = {{0, kLargest}, {1, kLargest}, {1, kLargest}, {1, kLargest}, {1, kLargest}, {2, 4}};
+constexpr Range kRanges[kSymbols] = {{0, kLargest}, {1, kLargest}, {1, kLargest}, {1, kLargest}, {1, kLargest}, {2, 4}, {1, 2}};
 
 constexpr int kMaxAxes = 3;
 
-// A sum of sizes, as "C" or "R+2N"; "C+" is that or more.
+// A sum of sizes, as "C" or "R+2N", or their product, as "BL", or a number; "C+" is that or more.
 struct Axis {
   int8_t times[kSymbols] = {};
+  int8_t number = 0;
+  bool product = false;
   bool or_more = false;
 
   // The symbol, where the axis is just that one; else -1.
   constexpr int symbol() const {
     int found = -1;
+    if (number != 0 || product) return -1;
     for (int s = 0; s < kSymbols; ++s) {
       if (times[s] == 0) continue;
       if (found >= 0 || times[s] != 1 || or_more) return -1;
@@ -58,7 +64,8 @@ struct Tensor {
     int times = 0;
     for (const char* c = shape; *c; ++c) {
       if (*c == ' ') {
-        ++rank;
+        axes[rank++].number = static_cast<int8_t>(times);
+        times = 0;
       } else if (*c >= '0' && *c <= '9') {
         times = 10 * times + (*c - '0');
       } else if (*c == '+') {
@@ -67,10 +74,11 @@ struct Tensor {
         int symbol = 0;
         while (kLetters[symbol] != *c) ++symbol;  // another letter does not compile
         axes[rank].times[symbol] = static_cast<int8_t>(times > 0 ? times : 1);
+        if (c != shape && c[-1] >= 'A' && c[-1] <= 'Z') axes[rank].product = true;
         times = 0;
       }
     }
-    ++rank;
+    axes[rank++].number = static_cast<int8_t>(times);
   }
 };
 
@@ -95,7 +103,7 @@ struct Op {
   const Attribute* attributes;
   int attribute_count;
 };
-constexpr int kMaxInputs = 13, kMaxOutputs = 2, kMaxAttributes = 2;
+constexpr int kMaxInputs = 11, kMaxOutputs = 1, kMaxAttributes = 2;
 
 constexpr Tensor kConvInputs[] = {
     {"xz", "B L C+"},
@@ -104,12 +112,8 @@ constexpr Tensor kConvInputs[] = {
     {"weight_b", "C W", Kind::storage, true},
     {"bias_b", "C", Kind::storage, true},
 };
-constexpr Tensor kConvOutputs[] = {{"x_forward", "B L C"}, {"x_backward", "B L C", Kind::storage, true}};
+constexpr Tensor kConvOutputs[] = {{"x", "K BL C"}};
 enum ConvInput { kConvXz, kConvWeight, kConvBias, kConvWeightB, kConvBiasB };
-// TensorRT asks for the number of outputs before it tells the inputs, and compares it with the node's. So a node
-// without the backward direction must say outputs = 1; this attribute is the plugin's own and not in docs/ops.md.
-constexpr Attribute kConvAttributes[] = {{"outputs", 2, 1, 2}};
-enum ConvAttribute { kConvOutputCount };
 
 constexpr Tensor kScanInputs[] = {
     {"x", "B L C"},
@@ -128,10 +132,8 @@ enum ScanAttribute { kScanReverse, kScanSoftplus };
 
 constexpr Tensor kBidirectionalInputs[] = {
     {"xz", "B L 2C"},
-    {"x_forward", "B L C"},
-    {"x_backward", "B L C"},
-    {"dbc_forward", "B L R+2N"},
-    {"dbc_backward", "B L R+2N"},
+    {"x", "2 BL C"},
+    {"dbc", "2 BL R+2N"},
     {"dt_weight", "C R"},
     {"dt_bias", "C", Kind::float32},
     {"A", "C N", Kind::float32},
@@ -141,8 +143,8 @@ constexpr Tensor kBidirectionalInputs[] = {
     {"A_b", "C N", Kind::float32},
     {"D_b", "C", Kind::float32},
 };
-// The second direction's x, dbc and parameters follow the first one's.
-enum BidirectionalInput { kBidirectionalXz, kBidirectionalX, kBidirectionalDbc = 3, kBidirectionalParameters = 5 };
+// The second direction's parameters follow the first one's.
+enum BidirectionalInput { kBidirectionalXz, kBidirectionalX, kBidirectionalDbc, kBidirectionalParameters };
 enum BidirectionalParameter { kDtWeight, kDtBias, kDecay, kSkip, kParametersADirection };
 
 template <size_t INPUTS, size_t OUTPUTS>
@@ -154,7 +156,7 @@ constexpr Op op(OpKind kind, const char* name, const Tensor (&inputs)[INPUTS], c
 }
 
 constexpr Op kOps[] = {
-    op(OpKind::conv, "CausalConv1dSiLU", kConvInputs, kConvOutputs, kConvAttributes, 1),
+    op(OpKind::conv, "CausalConv1dSiLU", kConvInputs, kConvOutputs),
     op(OpKind::scan, "SelectiveScan", kScanInputs, kScanOutputs, kScanAttributes, 2),
     op(OpKind::bidirectional, "BidirectionalSelectiveScan", kBidirectionalInputs, kScanOutputs),
 };

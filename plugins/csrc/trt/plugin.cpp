@@ -31,8 +31,8 @@ void check_count(const State& state, int32_t inputs, int32_t outputs) {
   if (inputs < 1 || inputs > op.input_count)
     throw Refusal("there are " + std::to_string(inputs) + " inputs: expected at most " +
                   std::to_string(op.input_count));
-  if (outputs != state.outputs())
-    throw Refusal("there are " + std::to_string(outputs) + " outputs: expected " + std::to_string(state.outputs()));
+  if (outputs != op.output_count)
+    throw Refusal("there are " + std::to_string(outputs) + " outputs: expected " + std::to_string(op.output_count));
 }
 
 // Checks counts, and shapes and types as far as they are known, and returns the sizes.
@@ -40,7 +40,7 @@ Sizes check_all(const State& state, const PluginTensorDesc* in, int32_t count, c
                 int32_t outputs) {
   const Op& op = *state.op;
   const Wired wired = wired_of(in, count);
-  check_wired(op, wired, outputs);
+  check_wired(op, wired);
   Shape shapes[kMaxInputs], results[kMaxOutputs];
   DataType types[kMaxInputs] = {};
   for (int32_t i = 0; i < count; ++i) shapes[i] = shape_of(in[i].dims), types[i] = in[i].type;
@@ -128,7 +128,7 @@ const char* Plugin::getPluginName() const noexcept { return state_.op->name; }
 const char* Plugin::getPluginVersion() const noexcept { return kPluginVersion; }
 const char* Plugin::getPluginNamespace() const noexcept { return state_.space; }
 
-int32_t Plugin::getNbOutputs() const noexcept { return state_.outputs(); }
+int32_t Plugin::getNbOutputs() const noexcept { return state_.op->output_count; }
 
 int32_t Plugin::getOutputDataTypes(DataType* outputTypes, int32_t nbOutputs, const DataType* inputTypes,
                                    int32_t nbInputs) const noexcept {
@@ -143,7 +143,8 @@ int32_t Plugin::getOutputDataTypes(DataType* outputTypes, int32_t nbOutputs, con
 }
 
 int32_t Plugin::getOutputShapes(const DimsExprs* inputs, int32_t nbInputs, const DimsExprs*, int32_t nbShapeInputs,
-                                DimsExprs* outputs, int32_t nbOutputs, nvinfer1::IExprBuilder&) noexcept {
+                                DimsExprs* outputs, int32_t nbOutputs,
+                                nvinfer1::IExprBuilder& exprBuilder) noexcept {
   return guarded("getOutputShapes", [&] {
     const Op& op = *state_.op;
     check_count(state_, nbInputs, nbOutputs);
@@ -154,18 +155,20 @@ int32_t Plugin::getOutputShapes(const DimsExprs* inputs, int32_t nbInputs, const
       shapes[i] = shape_of(inputs[i]);
       if (shapes[i].rank > 0) wired |= Wired{1} << i;
     }
-    check_wired(op, wired, nbOutputs);
-    resolve(op, shapes, wired);
+    check_wired(op, wired);
+    const Sizes sizes = resolve(op, shapes, wired);
     state_.wired = static_cast<int32_t>(wired);
     // Batch and length of the first input; the channels of x or, for the convolution, of its weight.
-    const auto* const channels = op.kind == OpKind::conv            ? inputs[kConvWeight].d[0]
-                                 : op.kind == OpKind::bidirectional ? inputs[kBidirectionalX].d[2]
-                                                                    : inputs[kScanX].d[2];
-    for (int32_t i = 0; i < nbOutputs; ++i) {
-      outputs[i].nbDims = 3;
-      outputs[i].d[0] = inputs[0].d[0];
-      outputs[i].d[1] = inputs[0].d[1];
-      outputs[i].d[2] = channels;
+    const auto *const batch = inputs[0].d[0], *const length = inputs[0].d[1];
+    outputs[0].nbDims = 3;
+    if (op.kind == OpKind::conv) {
+      outputs[0].d[0] = exprBuilder.constant(sizes[kDirections]);
+      outputs[0].d[1] = exprBuilder.operation(nvinfer1::DimensionOperation::kPROD, *batch, *length);
+      outputs[0].d[2] = inputs[kConvWeight].d[0];
+    } else {
+      outputs[0].d[0] = batch;
+      outputs[0].d[1] = length;
+      outputs[0].d[2] = inputs[op.kind == OpKind::bidirectional ? int{kBidirectionalX} : int{kScanX}].d[2];
     }
   });
 }
@@ -234,7 +237,7 @@ int32_t Plugin::enqueue(const PluginTensorDesc* inputDesc, const PluginTensorDes
                         void* const* outputs, void* workspace, cudaStream_t stream) noexcept {
   return guarded("enqueue", [&] {
     const Wired wired = static_cast<Wired>(state_.wired);
-    check_wired(*state_.op, wired, state_.outputs());
+    check_wired(*state_.op, wired);
     launch({*state_.op, wired, state_.attributes, inputDesc, inputs, outputs, workspace, stream});
   });
 }

@@ -15,8 +15,6 @@ struct State {
   std::string layer;
   int32_t attributes[kMaxAttributes] = {};
   int32_t wired = 0;  // bits of Wired; 0 until TensorRT has told the inputs
-
-  int32_t outputs() const { return op->kind == OpKind::conv ? attributes[kConvOutputCount] : op->output_count; }
 };
 
 class Plugin final : public nvinfer1::IPluginV3,

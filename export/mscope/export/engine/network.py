@@ -7,7 +7,7 @@ from typing import Any
 
 import onnx
 
-from mscope.core.contract import OP_CONV, OP_DOMAIN, OP_SCAN
+from mscope.core.contract import OP_DOMAIN, OP_SCAN
 from mscope.export.engine.flavour import network_flags
 from mscope.export.engine.request import EngineRequest, NetworkLayer
 
@@ -39,11 +39,10 @@ def strip_functions(model: onnx.ModelProto) -> None:
     """Takes the function bodies out of a model in memory, and writes out the attributes that a plugin is made with."""
     del model.functions[:]
     for node in model.graph.node:
-        if node.domain != OP_DOMAIN:
+        if node.domain != OP_DOMAIN or node.op_type != OP_SCAN:
             continue
-        defaults = {OP_SCAN: {"reverse": 0, "delta_softplus": 1}, OP_CONV: {"outputs": len(node.output)}}
         given = {attribute.name for attribute in node.attribute}
-        for name, value in defaults.get(node.op_type, {}).items():
+        for name, value in {"reverse": 0, "delta_softplus": 1}.items():
             if name not in given:
                 node.attribute.append(onnx.helper.make_attribute(name, value))
 

@@ -88,9 +88,9 @@ def smoothed_models(models: Models, stages: dict[Stage, StageRanges]) -> dict[St
 
 
 def _channel_observers(models: Models, stage: Stage) -> dict[str, ChannelMax]:
-    rows = {tensor.name: tuple(tensor.dims) for tensor in models[stage].graph.initializer}
+    shapes = {tensor.name: tuple(tensor.dims) for tensor in models[stage].graph.initializer}
     return {
-        site.activation: ChannelMax(site.activation, rows[site.weight][1 - site.output_axis])
+        site.activation: ChannelMax(site.activation, shapes[site.weight][site.input_axis])
         for site in find_sites(models[stage])
     }
 

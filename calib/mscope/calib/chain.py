@@ -14,7 +14,7 @@ import onnx
 
 from mscope.core.cascade import select_regions
 from mscope.core.config import ModelConfig
-from mscope.core.contract import BATCH, Stage, Tensor, graph_for, graphs
+from mscope.core.contract import Stage, Tensor, graph_for, graphs
 from mscope.core.errors import MscopeError
 from mscope.core.geometry import coarse_grid, regions_refined
 from mscope.runtime.backends.base import Arrays
@@ -94,7 +94,7 @@ def _watching(model: onnx.ModelProto, names: tuple[str, ...]) -> tuple[onnx.Mode
     for name in names:
         if name not in known:
             raise MscopeError(f"the shape of {name} is not recorded in {model.graph.name}: build the bundle again")
-        _, *dims = known[name].type.tensor_type.shape.dim
-        extra.append(Tensor(name, "float32", (BATCH, *(dim.dim_value for dim in dims))))
+        dims = known[name].type.tensor_type.shape.dim
+        extra.append(Tensor(name, "float32", tuple(dim.dim_param or dim.dim_value for dim in dims)))
         copy.graph.output.append(known[name])
     return copy, tuple(extra)

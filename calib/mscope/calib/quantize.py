@@ -108,7 +108,7 @@ class _Writer:
         """Quantises and dequantises a tensor, once however many products read it; the name of the result."""
         if name not in self._dequantized:
             self._store(f"{name}:scale", np.float32(scale))
-            self._store_zeros(f"{name}:zero", ())
+            self._model.graph.initializer.append(_eight_bit(f"{name}:zero", np.zeros((), np.float32), self._form))
             parameters = [f"{name}:scale", f"{name}:zero"]
             self._add("QuantizeLinear", [name, *parameters], f"{name}:q")
             self._add("DequantizeLinear", [f"{name}:q", *parameters], f"{name}:dq")
@@ -116,18 +116,19 @@ class _Writer:
         return self._dequantized[name]
 
     def weight(self, site: Site, values: Floats) -> str:
-        """Stores a matrix (in, out) in 8 bits and dequantises it; the name of the result."""
-        name, matrix = site.weight, values if site.output_axis == 1 else values.T
+        """Stores a matrix (in, out), or a stack of them, in 8 bits and dequantises it; the name of the result."""
+        name, matrix = site.weight, values if site.output_axis else values.T
         if name in self._dequantized:
             return self._dequantized[name]
-        largest = np.abs(matrix).max(axis=0) if self._form.per_channel else np.abs(matrix).max()
+        others = tuple(range(matrix.ndim - 1))
+        largest = np.abs(matrix).max(axis=others) if self._form.per_channel else np.abs(matrix).max()
         scale = np.where(largest > 0, largest / self._form.largest, 1.0).astype(np.float32)
         self._model.graph.initializer.append(_eight_bit(f"{name}{_QUANTIZED}", matrix / scale, self._form))
         self._store(f"{name}:scale", scale)
-        self._store_zeros(f"{name}:zero", scale.shape)
-        inputs = [f"{name}{_QUANTIZED}", f"{name}:scale", f"{name}:zero"]
+        # No zero point, which is 0 then: ONNX Runtime's product refuses one for each channel of a stack when it runs.
+        inputs = [f"{name}{_QUANTIZED}", f"{name}:scale"]
         # The axis of one scale a tensor is ignored.
-        self._add("DequantizeLinear", inputs, f"{name}:dq", axis=1)
+        self._add("DequantizeLinear", inputs, f"{name}:dq", axis=matrix.ndim - 1)
         self._dequantized[name] = f"{name}:dq"
         return f"{name}:dq"
 
@@ -177,9 +178,6 @@ class _Writer:
 
     def _store(self, name: str, values: npt.NDArray[np.float32] | np.float32) -> None:
         self._model.graph.initializer.append(numpy_helper.from_array(np.asarray(values, np.float32), name))
-
-    def _store_zeros(self, name: str, shape: tuple[int, ...]) -> None:
-        self._model.graph.initializer.append(_eight_bit(name, np.zeros(shape, np.float32), self._form))
 
 
 def _eight_bit(name: str, values: Floats, form: _Format) -> onnx.TensorProto:

@@ -32,7 +32,7 @@ class Site:
         node: the node's name.
         activation: the tensor x, (..., in).
         weight: the initializer W.
-        output_axis: the axis of W that counts its outputs: 1 of a MatMul, 0 of a Gemm with transB.
+        output_axis: the axis of W that counts its outputs: the last of a MatMul, 0 of a Gemm with transB.
         norm: what smoothing can fold into, or None.
     """
 
@@ -43,16 +43,22 @@ class Site:
     output_axis: int
     norm: Norm | None
 
+    @property
+    def input_axis(self) -> int:
+        """The axis of W that is summed over: the other one of the last two."""
+        return self.output_axis - 1 if self.output_axis else 1
+
 
 def find_sites(model: onnx.ModelProto) -> tuple[Site, ...]:
     """Every MatMul and Gemm of the main graph with a constant float32 matrix, in the graph's order.
 
-    The products inside the ops' function bodies (dt_proj, the scan) are not among them: they stay in float32.
+    x_proj has a stack of two, one for each direction. The products inside the ops' function bodies (dt_proj, the scan)
+    are not among them: they stay in float32.
     """
     matrices = {
         tensor.name: tensor
         for tensor in model.graph.initializer
-        if tensor.data_type == TensorProto.FLOAT and len(tensor.dims) == 2
+        if tensor.data_type == TensorProto.FLOAT and len(tensor.dims) in (2, 3)
     }
     producers = {name: node for node in model.graph.node for name in node.output}
     readers = Counter(name for node in model.graph.node for name in node.input)
@@ -65,7 +71,7 @@ def find_sites(model: onnx.ModelProto) -> tuple[Site, ...]:
             continue
         activation, weight = node.input[0], node.input[1]
         norm = _norm_of(producers.get(activation), model) if readers[activation] == 1 else None
-        axis = 0 if node.op_type == "Gemm" else 1
+        axis = 0 if node.op_type == "Gemm" else len(matrices[weight].dims) - 1
         found.append(Site(_group_of(weight), node.name, activation, weight, axis, norm))
     return tuple(found)
 
@@ -82,8 +88,8 @@ def input_channel_max(weight: np.ndarray, output_axis: int) -> np.ndarray:
 
 
 def _group_of(weight: str) -> str:
-    """layers.3.mixer.x_proj_b.weight -> layers.3.x_proj: both directions of a block stand or fall together."""
-    name = weight.removesuffix(".weight").replace(".mixer.", ".").removesuffix("_b")
+    """layers.3.mixer.out_proj.weight -> layers.3.out_proj; of x_proj, which is stacked of two, the first one's name."""
+    name = weight.split("+")[0].removesuffix(".weight").replace(".mixer.", ".")
     return name.removesuffix(".proj")
 
 

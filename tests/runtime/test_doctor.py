@@ -100,6 +100,7 @@ def test_nothing_is_there(bare: FakeHost) -> None:
         (nvidia.probe_jetpack, "missing"),
         (software.probe_onnxruntime, "broken"),
         (software.probe_export, "missing"),
+        (software.probe_video, "missing"),
         (system.probe_memory, "warning"),
         (system.probe_power, "ok"),
         (system.probe_python, "warning"),
@@ -110,6 +111,14 @@ def test_nothing_is_there(bare: FakeHost) -> None:
         assert found.detail
     assert nvidia.probe_dla_compiler(bare) is None
     assert nvidia.probe_tensorrt(bare).mend == "pip install tensorrt"
+
+
+def test_video_and_the_cameras_that_are_here(bare: FakeHost) -> None:
+    assert software.probe_video(bare).mend == "pip install 'mambascope-deploy[video]'"
+    put(bare, "/dev/video0")
+    put(bare, "/dev/video2")
+    found = software.probe_video(dataclasses.replace(bare, packages={"av": "18.1.0"}))
+    assert found == Finding("video", "ok", "PyAV 18.1.0; cameras: camera:0, camera:2")
 
 
 def test_driver(bare: FakeHost) -> None:

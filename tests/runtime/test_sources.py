@@ -6,13 +6,15 @@ import pytest
 from PIL import Image
 
 from mscope.core.errors import InputError
-from mscope.runtime.sources import Item, expand_sources
+from mscope.runtime.sources import Item, expand_pictures, expand_sources
+from mscope.runtime.video.stream import Stream
 
 SHAPE = (3, 64, 48)
 
 
 def expand(*arguments: object) -> list[Item]:
-    return expand_sources([str(argument) for argument in arguments], SHAPE)
+    found = expand_sources([str(argument) for argument in arguments], SHAPE)
+    return [item for item in found if isinstance(item, Item)]
 
 
 def problem(*arguments: object) -> str:
@@ -134,10 +136,9 @@ def test_a_file_that_shrinks_meanwhile(tmp_path: Path) -> None:
         ("", "empty SOURCE"),
         ("missing.png", "no such file or folder"),
         ("missing/*.png", "the pattern matches no pictures"),
-        ("film.mp4", "video and camera sources are not supported yet"),
-        ("camera:0", "video and camera sources are not supported yet"),
-        ("0", "video and camera sources are not supported yet"),
-        ("rtsp://host/stream", "video and camera sources are not supported yet"),
+        ("film.mp4", "no such file or folder"),
+        ("missing/*.mp4", "the pattern matches no videos"),
+        ("0", "a camera is camera:0"),
         ("https://host/cat.jpg", "nothing is downloaded"),
         ("x" * 5000, "too long|name"),
     ],
@@ -150,9 +151,29 @@ def test_arguments_that_stand_for_nothing(
     assert any(part in said for part in message.split("|"))
 
 
-def test_a_video_that_exists(tmp_path: Path) -> None:
+def test_videos_and_cameras_are_streams(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("b.mp4", "a.MOV", "c.png", "d.mp4"):
+        Path(name).write_bytes(b"film")
+    found = expand_sources(["a.MOV", "camera:1", "*.mp4"], SHAPE)
+    assert found == [
+        Stream("a.MOV", "a.MOV"),
+        Stream("camera:1", "/dev/video1", live=True, device=True),
+        Stream("b.mp4", "b.mp4"),
+        Stream("d.mp4", "d.mp4"),
+    ]
+    assert [item.path.name for item in expand("*")] == ["c.png"], "a glob that does not ask for videos has none"
+    assert [item.path.name for item in expand(".")] == ["c.png"]
+    Path("c.png").unlink()
+    assert "videos are taken by name" in problem(".")
+
+
+def test_where_pictures_are_needed_a_video_is_a_problem(tmp_path: Path) -> None:
     (tmp_path / "film.mp4").write_bytes(b"film")
-    assert "not supported yet" in problem(tmp_path / "film.mp4")
+    film, camera = expand_pictures([str(tmp_path / "film.mp4"), "camera:0"], SHAPE)
+    for item in (film, camera):
+        with pytest.raises(InputError, match="where pictures are needed"):
+            item.load()
 
 
 def test_an_empty_folder(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ EXIT_INTERRUPTED = 130
 # Optional packages by the name that is imported, and the extra of this distribution that brings each.
 EXTRAS = {
     "torch": "export", "onnx": "export", "onnxscript": "export", "safetensors": "export", "sklearn": "calib",
-    "matplotlib": "calib",
+    "matplotlib": "calib", "av": "video",
 }  # fmt: skip
 
 

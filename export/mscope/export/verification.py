@@ -153,13 +153,13 @@ def verify(
 
 def _given(manifest: Manifest, pictures: Sequence[str]) -> Floats:
     from mscope.runtime.preprocess import Preprocessor
-    from mscope.runtime.sources import expand_sources
+    from mscope.runtime.sources import expand_pictures
 
     config = manifest.config
     shape = (config.channels, config.height, config.width)
     if not pictures:
         return np.zeros((0, *shape), np.float32)
-    items = expand_sources(list(pictures), shape)
+    items = expand_pictures(list(pictures), shape)
     if len(items) > _MOST_IMAGES:
         raise InputError(f"--images stands for {len(items)} pictures, at most {_MOST_IMAGES} are compared: name fewer")
     prepare = Preprocessor(manifest.preprocessing, config)

@@ -1,7 +1,8 @@
-"""mscope-run: answers for pictures, folders and tensors."""
+"""mscope-run: answers for pictures, folders, tensors, videos and cameras."""
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from enum import Enum
 from pathlib import Path
@@ -25,8 +26,12 @@ _EXAMPLE = """Examples:
 
   mscope-run 'photos/**/*.png' batch.npy --json --save-outputs out.npz
 
-Exit status: 0 all done; 1 a failure, or some sources could not be read (the others are done); 2 bad usage, or no
-source could be read; 130 interrupted.
+  mscope-run clip.mp4 --every 5 --save-vis overlays/
+
+  mscope-run camera:0 --deadline-ms 33 --stats
+
+Exit status: 0 all done, also a camera's run ended with Ctrl-C; 1 a failure, or some sources could not be read (the
+others are done); 2 bad usage, or no source could be read; 130 interrupted.
 """
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
@@ -46,7 +51,8 @@ def run(
         list[str],
         typer.Argument(
             metavar="SOURCE...",
-            help="Pictures, folders (what is directly in them), globs, or .npy files with normalised float32 tensors.",
+            help="Pictures, folders (pictures directly in them), globs, .npy files with normalised float32 tensors, "
+            "videos, or cameras: camera:0, /dev/video0, rtsp://host/path (pip install 'mambascope-deploy[video]').",
         ),
     ],
     bundle: Annotated[
@@ -72,11 +78,21 @@ def run(
     topk: Annotated[int, typer.Option(min=1, metavar="N", help="Classes listed for each picture.")] = 5,
     json: Annotated[bool, typer.Option("--json", help="One JSON object a line on stdout, nothing else.")] = False,
     save_vis: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Write an overlay picture for each source: what was refined.")
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Write an overlay for each picture, and a video of them for each video: what was refined.",
+        ),
     ] = None,
     save_outputs: Annotated[
         Path | None,
         typer.Option(metavar="FILE.npz", help="Write logits, coarse_logits, importance and selected (-1: exited)."),
+    ] = None,
+    every: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Of videos and cameras, look at each N-th frame only.")
+    ] = None,
+    frames: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Of each video or camera, look at N frames at most.")
     ] = None,
     deadline_ms: Annotated[
         float | None,
@@ -94,11 +110,12 @@ def run(
     from mscope.core.cascade import check_eta
     from mscope.runtime.deadline import Deadline
     from mscope.runtime.outputs import OutputArrays, OverlayFolder
-    from mscope.runtime.report import print_table, progress
+    from mscope.runtime.report import LinePrinter, Totals, print_table, progress
     from mscope.runtime.scope import Scope
-    from mscope.runtime.session import RunOptions, run_items
+    from mscope.runtime.session import RunOptions, check_streams, run_items
     from mscope.runtime.sources import expand_sources
     from mscope.runtime.stats import RunRecord, print_stats
+    from mscope.runtime.video.stream import Stream
 
     if eta is not None:
         check_eta(eta)
@@ -109,44 +126,70 @@ def run(
         failures.append(problem)
         print_error(problem)
 
+    def on_note(note: str) -> None:
+        print(f"note: {note}", file=sys.stderr, flush=True)
+
     with Scope.load(bundle, backend=backend, threads=threads, kernel=kernel.value, precision=precision) as scope:
         for note in scope.notes:
-            print(f"note: {note}", file=sys.stderr)
+            on_note(note)
         shape = (scope.config.channels, scope.config.height, scope.config.width)
         items = expand_sources(sources, shape)
+        streams = [item for item in items if isinstance(item, Stream)]
+        options = RunOptions(eta=eta, topk=topk, batch=batch, every=every or 1, frames=frames)
+        check_streams(items, options, every_given=every is not None, all_rows=save_outputs is not None)
         untrained = not scope.manifest.weights.trained
         arrays = None if save_outputs is None else OutputArrays(save_outputs, untrained=untrained)
         overlays = None if save_vis is None else OverlayFolder(save_vis)
         if deadline is not None:
             deadline.warm_up(scope, batch)
-        record = RunRecord()
+        record, totals, printer = RunRecord(), Totals(), LinePrinter(scope.manifest)
+        # Of a stream nothing is kept; pictures go into one table.
         results: list[Result] = []
-        with progress(len(items), quiet=json and sys.stdout.isatty()) as on_done:
-            options = RunOptions(eta=eta, topk=topk, batch=batch)
-            for result in run_items(
-                scope,
-                items,
-                options,
-                arrays=arrays,
-                overlays=overlays,
-                deadline=deadline,
-                on_problem=on_problem,
-                on_done=on_done,
-            ):
-                record.add(result)
-                if json:
-                    print(result.to_json(), flush=True)
-                else:
-                    results.append(result)
-        if arrays is not None:
+        total, quiet = (None if streams else len(items)), sys.stdout.isatty() and (json or bool(streams))
+        interrupted: KeyboardInterrupt | None = None
+        try:
+            with contextlib.ExitStack() as stack:
+                on_done = stack.enter_context(progress(total, quiet=quiet))
+                if overlays is not None:
+                    stack.enter_context(overlays)
+                run = run_items(
+                    scope,
+                    items,
+                    options,
+                    arrays=arrays,
+                    overlays=overlays,
+                    deadline=deadline,
+                    on_problem=on_problem,
+                    on_done=on_done,
+                    on_note=on_note,
+                )
+                for result in stack.enter_context(contextlib.closing(run)):
+                    totals.add(result)
+                    if stats:
+                        record.add(result)
+                    if json:
+                        print(result.to_json(), flush=True)
+                    elif streams:
+                        printer.print(result)
+                    else:
+                        results.append(result)
+        except KeyboardInterrupt as error:
+            interrupted = error
+        # Ctrl-C is how a camera's run ends; elsewhere it cuts a run short, of which no .npz is written.
+        cut_short = interrupted is not None and not any(stream.live for stream in streams)
+        if arrays is not None and not cut_short:
             arrays.write()
         if results:
             print_table(results, scope.manifest)
+        if streams and not json:
+            printer.end(totals)
         if stats:
             print_stats(record.stats(), json=json)
+        if interrupted is not None and cut_short:
+            raise interrupted
         if not failures:
             return 0
-        return EXIT_USAGE if len(failures) == len(items) else EXIT_FAILURE
+        return EXIT_FAILURE if totals.count else EXIT_USAGE
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

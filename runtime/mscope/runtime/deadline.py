@@ -122,9 +122,9 @@ class Deadline:
                     self._fine.add(count, outcome.stage_ms["fine"])
                     self._after.add((self._clock() - before) * 1e3)
 
-    def start(self) -> None:
-        """The work on a batch begins: its first image is about to be read."""
-        self._started = self._clock()
+    def start(self, already_ms: float = 0.0) -> None:
+        """The work on a batch begins: its first image is about to be read, or came `already_ms` ago."""
+        self._started = self._clock() - already_ms / 1e3
 
     def may_refine(self, confidence: Floats, wanted: Bools) -> Bools:
         """Which of the wanted images (B,) there is time for; for `Scope.run`."""

@@ -1,17 +1,21 @@
-"""What a run leaves on disk: an .npz of the arrays, one overlay a picture; each file complete or not there."""
+"""What a run leaves on disk: an .npz of the arrays, overlays as pictures and videos; each file whole or not there."""
 
 from __future__ import annotations
 
 import os
 import re
 from pathlib import Path
+from types import TracebackType
 from typing import TYPE_CHECKING
 
 import numpy as np
+from typing_extensions import Self
 
 from mscope.core.errors import InputError
 from mscope.core.files import replacing
-from mscope.runtime.result import Outcome
+from mscope.runtime.result import Outcome, Result
+from mscope.runtime.video.stream import live_stream
+from mscope.runtime.video.writer import OverlayVideo
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -36,8 +40,9 @@ class OutputArrays:
     """Collects the outcomes of a run for `--save-outputs`.
 
     The .npz holds, one row an image that was run, in order: logits (final) and coarse_logits (n, classes) float32,
-    importance (n, Nc) float32, selected (n, K) int64 with -1 where the image exited, and sources (n,) text; `untrained`
-    () bool. A plain ViM has no coarse_logits, importance and selected.
+    importance (n, Nc) float32, selected (n, K) int64 with -1 where the image exited, sources (n,) text and, where
+    there are videos, frames (n,) int64 with -1 for a picture; `untrained` () bool. A plain ViM has no coarse_logits,
+    importance and selected.
     """
 
     def __init__(self, path: Path, *, untrained: bool) -> None:
@@ -49,11 +54,13 @@ class OutputArrays:
         self._untrained = untrained
         self._outcomes: list[Outcome] = []
         self._sources: list[str] = []
+        self._frames: list[int] = []
 
-    def add(self, outcome: Outcome, sources: list[str]) -> None:
-        """Appends the rows of one batch."""
+    def add(self, outcome: Outcome, sources: list[str], frames: list[int]) -> None:
+        """Appends the rows of one batch; `frames` are the numbers in a video, -1 for a picture."""
         self._outcomes.append(outcome)
         self._sources += sources
+        self._frames += frames
 
     def write(self) -> None:
         """Writes the file; does nothing when no image was run."""
@@ -64,6 +71,8 @@ class OutputArrays:
             for name in _ROWS
             if getattr(self._outcomes[0], name) is not None
         }
+        if max(self._frames) >= 0:
+            arrays["frames"] = np.array(self._frames, np.int64)
         with replacing(self._path) as file:
             np.savez(
                 file,
@@ -75,25 +84,55 @@ class OutputArrays:
 
 
 class OverlayFolder:
-    """Writes overlays for `--save-vis` as NAME.overlay.png; a second NAME becomes NAME-2, and so on."""
+    """Writes overlays for `--save-vis`; a context manager, whose end completes the last video.
+
+    A picture becomes NAME.overlay.png, a video or stream NAME.overlay.mp4 of the frames that were looked at. A second
+    NAME becomes NAME-2, and so on. Files of an earlier run with the same name are replaced.
+    """
 
     def __init__(self, folder: Path) -> None:
         """Raises InputError where `folder` cannot be written."""
         self._folder = writable_folder(folder)
         self._taken: set[str] = set()
+        self._video: OverlayVideo | None = None
+        self._video_of = ""
 
-    def write(self, source: str, picture: Image.Image) -> Path:
-        """Writes one PNG and returns its path. Files of an earlier run with the same name are replaced."""
-        # "digits.npy[3]" becomes digits-3; a picture's name loses its suffix.
-        row = re.search(r"\.npy\[(\d+)\]$", source)
-        stem = f"{Path(source[: row.start()]).name}-{row[1]}" if row else Path(source).stem
-        stem = (stem or "image")[:120]
-        name, number = stem, 1
-        while name.lower() in self._taken:
-            number += 1
-            name = f"{stem}-{number}"
-        self._taken.add(name.lower())
-        path = self._folder / f"{name}.overlay.png"
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._end_video()
+
+    def write(self, result: Result, picture: Image.Image) -> None:
+        """Writes the overlay of one result, or adds it to the video of its source. Frames come source by source."""
+        if result.frame is not None:
+            if self._video is None or self._video_of != result.source:
+                self._end_video()
+                self._video = OverlayVideo(self._path(result.source, ".overlay.mp4"))
+                self._video_of = result.source
+            self._video.write(picture, result.frame.time_s)
+            return
+        path = self._path(result.source, ".overlay.png")
         with replacing(path) as file:
             picture.save(file, format="PNG")
-        return path
+
+    def _end_video(self) -> None:
+        video, self._video = self._video, None
+        if video is not None:
+            video.close()
+
+    def _path(self, source: str, ending: str) -> Path:
+        # "digits.npy[3]" becomes digits-3; a file's name loses its suffix, an address what does not go into a name.
+        row = re.search(r"\.npy\[(\d+)\]$", source)
+        stem = f"{Path(source[: row.start()]).name}-{row[1]}" if row else Path(source).stem
+        if live_stream(source) is not None:
+            stem = re.sub(r"[^\w.]+", "-", source).strip("-")
+        stem = (stem or "image")[:120]
+        name, number = stem, 1
+        while f"{name}{ending}".lower() in self._taken:
+            number += 1
+            name = f"{stem}-{number}"
+        self._taken.add(f"{name}{ending}".lower())
+        return self._folder / f"{name}{ending}"

@@ -1,10 +1,11 @@
-"""Results on a terminal: a table for people, a progress bar while they wait."""
+"""Results on a terminal: a table of pictures or a line a frame, a summary, a progress bar while people wait."""
 
 from __future__ import annotations
 
 import contextlib
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from mscope.core.manifest import Manifest
@@ -17,35 +18,100 @@ if TYPE_CHECKING:
 _PIPE_WIDTH = 160
 
 
+@dataclass
+class Totals:
+    """Sums over a run, for its summary; they grow with nothing."""
+
+    count: int = 0
+    frames: int = 0
+    early: int = 0
+    gmacs: float = 0.0
+    ms: float = 0.0
+    last: Result | None = None
+
+    def add(self, result: Result) -> None:
+        """The next result."""
+        self.count += 1
+        self.frames += result.frame is not None
+        self.early += result.stage == "coarse"
+        self.gmacs += result.gmacs
+        self.ms += result.latency_ms["total"]
+        self.last = result
+
+    def summary(self, manifest: Manifest) -> str:
+        """How many left early, and the mean cost, beside plain ViM's, in one line; of one result or more."""
+        assert self.last is not None
+        last, adaptive = self.last, self.last.stage != "full"
+        noun = "frame" if self.frames == self.count else "picture"
+        line = f"{self.count} {noun}{'' if self.count == 1 else 's'}"
+        if adaptive:
+            line += f", {self.early} left early ({self.early / self.count:.0%}) at eta {last.eta:g}"
+        line += f"; mean {self.gmacs / self.count:.3g} GMACs"
+        if adaptive:
+            line += f" (plain ViM {manifest.baseline.gmacs:.3g})"
+        return f"{line}, {self.ms / self.count:.1f} ms; {last.backend} {last.precision}, {last.kernel} kernels"
+
+
+class LinePrinter:
+    """A line a result on stdout, as it comes: for videos and cameras, whose end may be far away."""
+
+    def __init__(self, manifest: Manifest) -> None:
+        self._manifest = manifest
+        self._begun = False
+
+    def print(self, result: Result) -> None:
+        """Prints one result; before the first one, that the weights are untrained, if they are."""
+        if not self._begun:
+            self._begun = True
+            _print_untrained(_console(), self._manifest)
+        _console().out(result_line(result), highlight=False)
+        sys.stdout.flush()
+
+    def end(self, totals: Totals) -> None:
+        """Prints the summary, if there was any result."""
+        if totals.count:
+            _console().out(totals.summary(self._manifest), highlight=False)
+
+
+def result_line(result: Result) -> str:
+    """One result in one line: where it is from, the answer, how sure each stage was, how long it took."""
+    place = result.source
+    if result.frame is not None:
+        time_s = result.frame.time_s
+        place += f" #{result.frame.index}" + ("" if time_s is None else f" {time_s:.2f} s")
+    sure = f"{result.confidence:.1%}"
+    if result.coarse_confidence is not None and result.stage == "fine":
+        sure += f" (coarse {result.coarse_confidence:.1%})"
+    return f"{place}  {result.answer.label}  {sure}  {result.stage}  {result.latency_ms['total']:.1f} ms"
+
+
 def print_table(results: Sequence[Result], manifest: Manifest) -> None:
     """Prints the results and what they cost on stdout; in a pipe without colours, at a fixed width."""
-    from rich.console import Console
     from rich.markup import escape
 
-    console = Console(width=None if sys.stdout.isatty() else _PIPE_WIDTH, highlight=False)
-    if not manifest.weights.trained:
-        console.print(f"[yellow]weights: {escape(manifest.weights.describe())}[/]")
+    console = _console()
+    _print_untrained(console, manifest)
     if len(results) == 1:
         _print_single(console, results[0])
         return
     console.print(_table(results))
-    console.print(escape(summary(results, manifest)))
+    totals = Totals()
+    for result in results:
+        totals.add(result)
+    console.print(escape(totals.summary(manifest)))
 
 
-def summary(results: Sequence[Result], manifest: Manifest) -> str:
-    """How many left early, and the mean cost, beside plain ViM's, in one line."""
-    count = len(results)
-    gmacs = sum(result.gmacs for result in results) / count
-    ms = sum(result.latency_ms["total"] for result in results) / count
-    first = results[0]
-    line = f"{count} pictures"
-    if first.stage != "full":
-        early = sum(result.stage == "coarse" for result in results)
-        line += f", {early} left early ({early / count:.0%}) at eta {first.eta:g}"
-    line += f"; mean {gmacs:.3g} GMACs"
-    if first.stage != "full":
-        line += f" (plain ViM {manifest.baseline.gmacs:.3g})"
-    return f"{line}, {ms:.1f} ms; {first.backend} {first.precision}, {first.kernel} kernels"
+def _console() -> Console:
+    from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() else _PIPE_WIDTH, highlight=False)
+
+
+def _print_untrained(console: Console, manifest: Manifest) -> None:
+    from rich.markup import escape
+
+    if not manifest.weights.trained:
+        console.print(f"[yellow]weights: {escape(manifest.weights.describe())}[/]")
 
 
 def _table(results: Sequence[Result]) -> Table:
@@ -98,9 +164,12 @@ def _print_single(console: Console, result: Result) -> None:
 
 
 @contextlib.contextmanager
-def progress(total: int, *, quiet: bool = False) -> Iterator[Callable[[], None]]:
-    """A progress bar on stderr if that is a terminal, and not `quiet`; the block calls what it gets once an image."""
-    if total < 2 or quiet or not sys.stderr.isatty():
+def progress(total: int | None, *, quiet: bool = False) -> Iterator[Callable[[], None]]:
+    """A progress bar on stderr if that is a terminal, and not `quiet`; the block calls what it gets once an image.
+
+    `total` None: nobody knows how many there will be.
+    """
+    if (total is not None and total < 2) or quiet or not sys.stderr.isatty():
         yield lambda: None
         return
     from rich.console import Console

@@ -90,12 +90,37 @@ class DeadlineOutcome:
         }
 
 
+@dataclass(frozen=True)
+class FrameStamp:
+    """Where in a video, or in a camera's stream, an image comes from.
+
+    Attributes:
+        index: the frame's number, from 0, those left out counted.
+        time_s: when it is shown, seconds from the beginning of the clip; of a live stream when it arrived, seconds from
+            its first frame, host clock. None where the clip does not tell.
+        dropped: of a live stream, how many frames since the last one were replaced by newer ones unseen; None for a
+            clip, which waits.
+        age_ms: of a live stream, how long the frame had lain ready when the work on it began; None for a clip.
+    """
+
+    index: int
+    time_s: float | None
+    dropped: int | None = None
+    age_ms: float | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        fields: dict[str, Any] = {"index": self.index, "time_s": None if self.time_s is None else round(self.time_s, 6)}
+        if self.dropped is not None and self.age_ms is not None:
+            fields |= {"dropped": self.dropped, "age_ms": round(self.age_ms, 3)}
+        return fields
+
+
 @dataclass(frozen=True, eq=False)
 class Result:
     """The answer for one picture.
 
     Attributes:
-        source: the file, with the row's number for a tensor of several ("x.npy[3]").
+        source: the file or camera, with the row's number for a tensor of several ("x.npy[3]").
         stage: which stage answered: "coarse" (left early), "fine", or "full" for a plain ViM.
         confidence: largest softmax probability of the final logits, in [0, 1].
         coarse_confidence: that of the coarse logits, which eta was compared with; None for a plain ViM.
@@ -107,10 +132,11 @@ class Result:
         selected: refined regions in raster order; None when the image exited, or for a plain ViM.
         importance: (Nc,) float32 scores of the regions; None for a plain ViM.
         latency_ms: milliseconds, host clock; in a batch, this image's share (`Outcome.image_ms`). `preprocess` is
-            reading, decoding and resizing.
+            reading, decoding and resizing; a live stream is read and decoded beside the network, and that is not in it.
         untrained: the weights are random, so that the answer means nothing.
         notes: `Outcome.notes`.
         deadline: what a deadline did to it; None without one, or for a plain ViM. In the JSON only when set.
+        frame: its place in the video or stream `source`; None for a picture. In the JSON only when set.
     """
 
     source: str
@@ -131,6 +157,7 @@ class Result:
     untrained: bool
     notes: tuple[str, ...] = ()
     deadline: DeadlineOutcome | None = None
+    frame: FrameStamp | None = None
 
     @property
     def answer(self) -> Guess:
@@ -141,6 +168,7 @@ class Result:
         """The fields of the JSON line, in their order; `untrained` only when true, `notes` only when there are some."""
         fields: dict[str, Any] = {
             "source": self.source,
+            **({} if self.frame is None else {"frame": self.frame.to_dict()}),
             "stage": self.stage,
             "confidence": round(self.confidence, 6),
             "coarse_confidence": None if self.coarse_confidence is None else round(self.coarse_confidence, 6),

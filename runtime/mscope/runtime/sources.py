@@ -1,4 +1,4 @@
-"""What SOURCE arguments stand for: pictures, folders, globs and .npy tensors, expanded into single images."""
+"""What SOURCE arguments stand for: pictures, folders, globs and .npy tensors, as single images; videos and cameras."""
 
 from __future__ import annotations
 
@@ -14,17 +14,14 @@ import numpy.typing as npt
 
 from mscope.core.errors import InputError
 from mscope.runtime.preprocess import check_tensor
+from mscope.runtime.video.stream import Stream, is_video_name, live_stream
 
 # fmt: off
 PICTURE_SUFFIXES = frozenset({
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm",
     ".jp2", ".avif", ".tga", ".ico", ".mpo",
 })
-_VIDEO_SUFFIXES = frozenset({
-    ".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".ts", ".mjpeg",
-})
 # fmt: on
-_CAMERA = re.compile(r"(\d{1,2}|cam(era)?(:.*)?|/dev/video\d+|(v4l2|csi|rtsp|rtmp)://.*)", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -59,28 +56,48 @@ class Item:
         return np.array(array if self.row is None else array[self.row])
 
 
-def expand_sources(arguments: Sequence[str], tensor_shape: tuple[int, int, int]) -> list[Item]:
-    """Single images from SOURCE arguments, in the order given.
+def expand_sources(arguments: Sequence[str], tensor_shape: tuple[int, int, int]) -> list[Item | Stream]:
+    """Single images and streams from SOURCE arguments, in the order given.
 
     A folder stands for the pictures and .npy files directly in it, known by their suffixes and sorted by name, without
-    hidden ones; a glob stands for those that it matches (`**` crosses folders). A file that is named itself is taken
-    whatever its suffix.
+    hidden ones; a glob stands for those that it matches (`**` crosses folders), and for videos where it ends in the
+    suffix of one. A file that is named itself is taken whatever its suffix, as a video if it has one's, else as a
+    picture. `camera:0`, `/dev/video0` and `rtsp://...` are live streams.
 
     Args:
         arguments: paths and globs.
         tensor_shape: (C, H, W) of the network, which every .npy must have, with or without a batch axis in front.
 
     Returns:
-        Items; an argument that stands for nothing yields one with its `problem`.
+        Items and streams; an argument that stands for nothing yields an item with its `problem`.
     """
-    items: list[Item] = []
+    items: list[Item | Stream] = []
     for argument in arguments:
+        live = live_stream(argument)
+        if live is not None and not (live.device and Path(argument).is_file()):
+            items.append(live)
+            continue
         try:
             for path in _paths(argument):
-                items += _items(path, tensor_shape)
+                items += [Stream(str(path), str(path))] if is_video_name(path) else _items(path, tensor_shape)
         except InputError as problem:
             items.append(Item(argument, Path(argument), problem=problem))
     return items
+
+
+def expand_pictures(arguments: Sequence[str], tensor_shape: tuple[int, int, int]) -> list[Item]:
+    """As `expand_sources`, where videos and cameras will not do: each yields an item with its `problem`."""
+    items = expand_sources(arguments, tensor_shape)
+    return [
+        item
+        if isinstance(item, Item)
+        else Item(
+            item.source,
+            Path(item.address),
+            problem=InputError(f"{item.source}: a video or camera, where pictures are needed: save frames of it"),
+        )
+        for item in items
+    ]
 
 
 def _paths(argument: str) -> list[Path]:
@@ -91,37 +108,33 @@ def _paths(argument: str) -> list[Path]:
         if path.is_dir():
             found = sorted(entry for entry in path.iterdir() if _wanted(entry))
             if not found:
-                raise InputError(
-                    f"{argument}: no pictures or .npy files in this folder (folders in it are not searched)"
-                )
+                videos = any(is_video_name(entry) for entry in path.iterdir())
+                hint = f"videos are taken by name, or as '{path}/*.mp4'" if videos else "folders in it are not searched"
+                raise InputError(f"{argument}: no pictures or .npy files in this folder ({hint})")
             return found
         if path.exists():
-            if _is_video(path):
-                raise InputError(f"{argument}: video and camera sources are not supported yet: give pictures of it")
             return [path]
     except OSError as error:
         raise InputError(f"{argument}: {error.strerror or error}") from None
     if re.match(r"https?://", argument):
         raise InputError(f"{argument}: nothing is downloaded: save the picture and give its path")
-    if _CAMERA.fullmatch(argument) or _is_video(path):
-        raise InputError(f"{argument}: video and camera sources are not supported yet: give pictures of it")
+    if re.fullmatch(r"\d{1,3}", argument):
+        raise InputError(f"{argument}: no such file or folder; a camera is camera:{int(argument)}")
     if glob.has_magic(argument):
         # Path.glob takes no absolute pattern.
         names = glob.glob(argument, recursive=True)  # noqa: PTH207
-        matches = sorted(path for path in map(Path, names) if _wanted(path))
+        videos = is_video_name(path)
+        matches = sorted(found for found in map(Path, names) if _wanted(found, videos=videos))
         if not matches:
-            raise InputError(f"{argument}: the pattern matches no pictures or .npy files")
+            raise InputError(f"{argument}: the pattern matches no {'videos' if videos else 'pictures or .npy files'}")
         return matches
     raise InputError(f"{argument}: no such file or folder")
 
 
-def _wanted(path: Path) -> bool:
+def _wanted(path: Path, *, videos: bool = False) -> bool:
     suffix = path.suffix.lower()
-    return (suffix in PICTURE_SUFFIXES or suffix == ".npy") and not path.name.startswith(".") and path.is_file()
-
-
-def _is_video(path: Path) -> bool:
-    return path.suffix.lower() in _VIDEO_SUFFIXES or str(path).startswith("/dev/video")
+    known = suffix in PICTURE_SUFFIXES or suffix == ".npy" or (videos and is_video_name(path))
+    return known and not path.name.startswith(".") and path.is_file()
 
 
 def _items(path: Path, tensor_shape: tuple[int, int, int]) -> list[Item]:

@@ -17,7 +17,13 @@ from mscope.runtime.doctor.nvidia import (
     probe_tensorrt_rtx,
     probe_toolkit,
 )
-from mscope.runtime.doctor.software import probe_export, probe_library, probe_native_ops, probe_onnxruntime
+from mscope.runtime.doctor.software import (
+    probe_export,
+    probe_library,
+    probe_native_ops,
+    probe_onnxruntime,
+    probe_video,
+)
 from mscope.runtime.doctor.system import probe_bundle, probe_disk, probe_memory, probe_power, probe_python
 
 Probe = Callable[[Host], Finding | None]
@@ -62,6 +68,7 @@ PROBES: dict[str, Probe] = {
     "ONNX Runtime": probe_onnxruntime,
     "native ops": probe_native_ops,
     "export": probe_export,
+    "video": probe_video,
     "CUDA driver": probe_driver,
     "CUDA toolkit": probe_toolkit,
     "TensorRT": probe_tensorrt,

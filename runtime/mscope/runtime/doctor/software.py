@@ -101,6 +101,16 @@ def probe_export(host: Host) -> Finding:
     return Finding("export", "ok", ", ".join(f"{package} {version}" for package, version in versions.items()))
 
 
+def probe_video(host: Host) -> Finding:
+    """PyAV, which videos and cameras need, and this machine's cameras."""
+    version = host.version("av")
+    cameras = [f"camera:{path.name.removeprefix('video')}" for path in host.files("/dev", "video[0-9]*")]
+    told = f"cameras: {', '.join(cameras)}" if cameras else "no camera here"
+    if version is None:
+        return Finding("video", "missing", f"PyAV is not installed; {told}", "pip install 'mambascope-deploy[video]'")
+    return Finding("video", "ok", f"PyAV {version}; {told}")
+
+
 def _unusable(name: str, why: str) -> Finding:
     """From the loader's sentence, whose last quoted words are the command that mends it."""
     commands = re.findall(r"'([^']+)'", why)

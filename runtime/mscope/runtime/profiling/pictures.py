@@ -13,7 +13,8 @@ import numpy.typing as npt
 
 from mscope.core.errors import InputError
 from mscope.runtime.scope import Scope
-from mscope.runtime.sources import expand_sources
+from mscope.runtime.sources import expand_pictures
+from mscope.runtime.video.stream import is_video_name, live_stream
 
 # Pictures that the measuring loop takes in turn.
 _POOL = 128
@@ -52,10 +53,12 @@ def look_at_pictures(
     Raises:
         InputError: no such folder, no pictures in it or below, or none that can be read.
     """
+    if live_stream(str(folder)) is not None or (is_video_name(folder) and not folder.is_dir()):
+        raise InputError(f"--data {folder}: a video or camera; the profiler measures on a folder of pictures")
     if not folder.is_dir():
         raise InputError(f"--data {folder}: no such folder")
     shape = (scope.config.channels, scope.config.height, scope.config.width)
-    items = expand_sources([f"{glob.escape(str(folder))}/**/*"], shape)
+    items = expand_pictures([f"{glob.escape(str(folder))}/**/*"], shape)
     if items[0].problem is not None and len(items) == 1:
         raise InputError(f"--data {folder}: no pictures or .npy files in this folder or below")
     chosen = [items[i] for i in np.unique(np.linspace(0, len(items) - 1, min(limit, len(items))).astype(int))]

@@ -1,0 +1,1 @@
+"""Videos and cameras: their frames one after another, and the video that a run leaves behind."""

@@ -321,6 +321,14 @@ def test_the_files_of_one_precision_are_chosen_for_every_stage(manifest_with: Ca
         choose_variants(both, entry, "half")
 
 
+def test_a_precision_that_the_bundle_lacks_is_one_short_line(bundle: Path) -> None:
+    for precision, more in (("fp16", ""), ("int8", " --calib-data PICTURES")):
+        with pytest.raises(BackendError) as caught:
+            Scope.load(bundle, precision=precision)
+        command = f"'mscope-export build --from {bundle} --{precision}{more}'"
+        assert str(caught.value) == f"the bundle has no {precision} files, it has fp32: build them with {command}"
+
+
 @pytest.fixture
 def manifest_with(tmp_path: Path) -> Callable[..., Manifest]:
     """Makes a manifest whose stages have ONNX files of the given precisions."""

@@ -14,11 +14,13 @@ import fakes
 import profiles
 from mscope.core.errors import BackendError, InputError
 from mscope.core.manifest import CurvePoint
+from mscope.runtime.profiling import facts, power_state
 from mscope.runtime.profiling.cold import ColdRequest, cold_start
 from mscope.runtime.profiling.exit_rates import eta_of_rate, rates_from_confidences, rates_from_curve
 from mscope.runtime.profiling.options import ProfileOptions
 from mscope.runtime.profiling.run import profile_bundle
 from mscope.runtime.profiling.schema import Profile, load_profile, parse_profile
+from mscope.runtime.profiling.statistics import series_of
 from mscope.runtime.profiling.words import verdict, warnings_about
 
 QUICK = ProfileOptions(duration_s=0.02, threads=1, kernel="function", idle_gaps_s=(), cold_starts=0)
@@ -189,6 +191,39 @@ def test_cold_start_is_a_fresh_process(bundle: Path, tmp_path: Path) -> None:
     assert 20 << 20 < memory.loaded_bytes <= memory.peak_bytes < 400 << 20
     with pytest.raises(BackendError, match=r"a fresh process could not run the bundle: .*no bundle at"):
         cold_start(dataclasses.replace(request, bundle=str(tmp_path / "none")), 1)
+
+
+def test_a_machine_that_throttles_is_told(quick: Options, monkeypatch: pytest.MonkeyPatch) -> None:
+    counts = iter((3, 7))
+    state = power_state.MachineState({}, {}, {}, frozenset())
+    monkeypatch.setattr(
+        "mscope.runtime.profiling.run.machine_state",
+        lambda: dataclasses.replace(state, events={"processor too hot": next(counts)}),
+    )
+    profile = profile_bundle(quick())
+    assert profile.machine.throttled == ("processor too hot: 4 times",)
+    assert any("throttled while it was measured (processor too hot: 4 times)" in line for line in profile.warnings)
+    assert ("throttled meanwhile", "processor too hot: 4 times") in facts.facts(profile)
+
+
+def test_a_machine_that_slows_down_is_told() -> None:
+    sound = profiles.sample_profile(count=120)
+    assert not [line for line in warnings_about(sound) if "slower over the run" in line]
+    first = sound.batches[0]
+    ramp = np.linspace(1.0, 1.3, 120)
+    paths = {
+        name: path.model_copy(update={"total": series_of(np.array(path.total.samples_ms) * ramp)})
+        for name, path in first.paths.items()
+    }
+    slowing = sound.model_copy(update={"batches": (first.model_copy(update={"paths": paths}),)})
+    # Middles of the outer thirds of the ramp: 1.05 and 1.25.
+    (line,) = [line for line in warnings_about(slowing) if "slower over the run" in line]
+    shown = int(line.split("by ")[1].split(" %")[0])
+    assert shown == pytest.approx(19, abs=3)
+    # One path alone is not the machine.
+    mixed = first.model_copy(update={"paths": {**paths, "exit": first.paths["exit"]}})
+    told = warnings_about(sound.model_copy(update={"batches": (mixed,)}))
+    assert not [line for line in told if "slower over the run" in line]
 
 
 def test_exit_rates_from_confidences_and_curve() -> None:

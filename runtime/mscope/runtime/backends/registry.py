@@ -222,6 +222,15 @@ def choose(manifest: Manifest, folder: Path, backend: str, precision: str, optio
         if entry.on_device and options.threads is not None:
             raise InputError(f"threads are for backends on the CPU: leave --threads out with --backend {backend}")
         return Choice(entry, *choose_variants(manifest, entry, precision, folder, options.kernel))
+    _check_precision(precision)
+    there = {variant.precision for variant in _variants(manifest)}
+    if precision not in (AUTO, *there):
+        # Of what no backend could have, the backends' own reasons say nothing.
+        pictures = " --calib-data PICTURES" if precision in ("int8", "fp8") else ""
+        raise BackendError(
+            f"the bundle has no {precision} files, it has {', '.join(sorted(there))}: build them with "
+            f"'mscope-export build --from {folder} --{precision}{pictures}'"
+        )
     reasons, notes = [], []
     for entry in BACKENDS.values():
         found = entry.probe()
@@ -256,8 +265,7 @@ def choose_variants(
         BackendError: the bundle lacks such files for a stage or for this machine, or the backend does not run that
             precision.
     """
-    if precision != AUTO and precision not in get_args(Precision):
-        raise InputError(f"unknown precision '{precision}': choose {AUTO} or one of {', '.join(get_args(Precision))}")
+    _check_precision(precision)
     if precision not in (AUTO, *entry.precisions):
         raise BackendError(f"backend {entry.name} does not run {precision}: it takes {', '.join(entry.precisions)}")
     refused: list[str] = []
@@ -285,6 +293,11 @@ def choose_variants(
         f"backend {entry.name} needs {wanted} for every stage, the bundle has {', '.join(sorted(there))}: "
         f"build them with '{_build_command(entry, folder)}'"
     )
+
+
+def _check_precision(precision: str) -> None:
+    if precision != AUTO and precision not in get_args(Precision):
+        raise InputError(f"unknown precision '{precision}': choose {AUTO} or one of {', '.join(get_args(Precision))}")
 
 
 def _build_command(entry: Entry, folder: Path | None) -> str:

@@ -79,6 +79,8 @@ def facts(profile: Profile) -> list[tuple[str, str]]:
     if machine.load_before is not None:
         after = "" if machine.load_after is None else f", {machine.load_after:.2f} after"
         found.append(("load of the machine", f"{machine.load_before:.2f} before{after}"))
+    if machine.throttled is not None:
+        found.append(("throttled meanwhile", ", ".join(machine.throttled) or "no"))
     found += [
         ("system", f"{machine.system}, {machine.architecture}"),
         ("measured for", f"{settings.duration_s:g} s"),

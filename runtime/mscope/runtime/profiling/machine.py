@@ -15,8 +15,16 @@ _PACKAGES = ("mambascope-deploy", "onnxruntime", "onnxruntime-gpu", "tensorrt", 
 _ROOT = Path("/")
 
 
-def describe_machine(device: str | None = None, load_before: float | None = None, root: Path = _ROOT) -> Machine:
-    """This machine now; `device` is an accelerator's name, `load_before` the load when the run began."""
+def describe_machine(
+    device: str | None = None,
+    load_before: float | None = None,
+    throttled: tuple[str, ...] | None = None,
+    root: Path = _ROOT,
+) -> Machine:
+    """This machine now; `device` is an accelerator's name, `load_before` the load when the run began.
+
+    `throttled` is what held its clocks back since then.
+    """
     return Machine(
         system=f"{platform.system()} {platform.release()}",
         architecture=platform.machine(),
@@ -27,6 +35,7 @@ def describe_machine(device: str | None = None, load_before: float | None = None
         power_mode=power_mode(root),
         load_before=load_before,
         load_after=load(),
+        throttled=throttled,
     )
 
 

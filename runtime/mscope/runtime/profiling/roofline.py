@@ -175,10 +175,8 @@ def _gpu_costs(work: Work, device: Gpu, good: bool, precision: Precision) -> dic
 
 
 def _product_seconds(work: Work, device: Gpu, good: bool, precision: Precision) -> float:
+    # Engines are built without TF32 (docs/decisions.md): fp32 is the lanes' rate, not the tensor cores'.
     peak = device.fp16_tflops if precision == "fp16" else device.fp32_tflops
-    if precision == "fp32" and good:
-        # TensorRT uses TF32 unless told not to: half the rate of float16 on tensor cores.
-        peak = max(peak, device.fp16_tflops / 2)
     one = peak * 1e12 * _end(_COMPUTE, good) / device.multiprocessors
     tiles = math.ceil(work.rows / _TILE) * math.ceil(work.columns / _TILE)
     flops = 2.0 * _TILE * _TILE * work.depth

@@ -22,6 +22,7 @@ from mscope.runtime.profiling.machine import describe_machine, load, tool_versio
 from mscope.runtime.profiling.measure import Clock, Measured, measure
 from mscope.runtime.profiling.options import ProfileOptions
 from mscope.runtime.profiling.pictures import Pictures
+from mscope.runtime.profiling.power_state import machine_state, throttled_between
 from mscope.runtime.profiling.schema import (
     BatchProfile,
     ColdStart,
@@ -66,7 +67,7 @@ def profile_bundle(
     load_before = load()
     with open_bench(options, clock, on_progress) as (bench, pictures):
         rates = _exit_rates(bench.scope.manifest, pictures, options) if bench.adaptive else ExitRates(source="unknown")
-        batches = []
+        batches, cool = [], machine_state()
         for batch in options.batches:
             text = f"measuring batch {batch}"
             measured = measure(
@@ -76,6 +77,7 @@ def profile_bundle(
                 on_progress=lambda share, text=text: on_progress(text, share),  # type: ignore[misc]
             )
             batches.append(_batch_profile(batch, measured, rates, bench.scope.manifest))
+        throttled = throttled_between(cool, machine_state())
         gaps = _idle_gaps(bench, options, sleep, on_progress) if options.idle_gaps_s else None
         layers, notes = _layers(bench, options, on_progress) if options.layers else (None, ())
         power, missing = _power(bench, options, on_progress) if options.power else (None, ())
@@ -84,7 +86,7 @@ def profile_bundle(
         profile = Profile(
             created=datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
             versions=tool_versions(),
-            machine=describe_machine(device, load_before),
+            machine=describe_machine(device, load_before, throttled),
             bundle=identity_of(bench.folder, bench.scope.manifest),
             runtime=runtime_of(bench.scope, options),
             compare=None if bench.compare_folder is None or bench.compare is None

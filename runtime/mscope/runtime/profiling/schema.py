@@ -39,6 +39,9 @@ class Machine(_Strict):
     power_mode: str | None = Field(None, description="nvpmodel's on a Jetson, the frequency governor elsewhere")
     load_before: float | None = Field(None, description="the system's one-minute load when the run began")
     load_after: float | None = None
+    throttled: tuple[str, ...] | None = Field(
+        None, description="what held the clocks back during the run; empty: nothing did; None: nothing here would tell"
+    )
 
 
 class BundleIdentity(_Strict):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from statistics import median
+
 from mscope.runtime.profiling.schema import BatchProfile, ExitRates, Expected, Profile
 
 # Beyond these a reader is warned.
@@ -10,6 +12,8 @@ SPLIT_GAP = 0.02
 P99_SAMPLES = 100
 BUSY_LOAD = 0.5
 SLOWED = 1.5
+# Every path slower by this from the first third of the run to the last, of as many rounds or more.
+SLOWING, SLOWING_ROUNDS = 0.1, 30
 _COMPARE = (
     "whether adaptivity pays shows beside plain ViM: build that with 'mscope-export build --arch vim', --compare it"
 )
@@ -78,6 +82,7 @@ def _savings(profile: Profile, batch: BatchProfile, per: str) -> list[str]:
         lines.append(
             f"on this machine{per} adaptive {outcome}{at}: {percent(expected.exit_rate)} {source}, "
             f"{expected.mean_ms / batch.batch:.3g} ms an image on average, p99 {expected.p99_ms:.3g} ms"
+            f"{' a batch' if batch.batch > 1 else ''}"
         )
     return lines
 
@@ -113,6 +118,11 @@ def warnings_about(profile: Profile) -> tuple[str, ...]:
         lines.append(
             f"the machine was busy before the run (load {machine.load_before:g} on {machine.cores} cores): "
             "end other programs and measure again"
+        )
+    if machine.throttled:
+        lines.append(
+            f"the machine throttled while it was measured ({', '.join(machine.throttled)}): the figures are those of a "
+            "slowed machine; cool it, or choose a lower power mode"
         )
     for batch in profile.batches:
         lines += _doubts(batch)
@@ -160,12 +170,20 @@ def _doubts(batch: BatchProfile) -> list[str]:
     lines = []
     at = f"batch {batch.batch}"
     if not batch.warmup.steady:
-        lines.append(f"{at}: latencies had not settled after {batch.warmup.rounds} rounds of warm-up: use --duration")
+        lines.append(
+            f"{at}: latencies had not settled after {batch.warmup.rounds} rounds of warm-up: use a longer --duration"
+        )
     scatter = {name: path.total.summary.cv for name, path in batch.paths.items()}
     if max(scatter.values()) > SCATTER:
         told = ", ".join(f"{name} {percent(cv)}" for name, cv in scatter.items())
         lines.append(
             f"{at}: the latencies scatter (coefficient of variation {told}): end other programs, fix the clocks"
+        )
+    slower = _slower(batch)
+    if slower > SLOWING:
+        lines.append(
+            f"{at}: every path became slower over the run, by {percent(slower)} or more from first to last third: "
+            "the machine throttles as it gets warm, or other programs began"
         )
     for name, path in batch.paths.items():
         if path.split_gap > SPLIT_GAP:
@@ -174,3 +192,14 @@ def _doubts(batch: BatchProfile) -> list[str]:
     if count < P99_SAMPLES:
         lines.append(f"{at}: p99 of {count} samples is little else than the maximum: use a longer --duration")
     return lines
+
+
+def _slower(batch: BatchProfile) -> float:
+    """By what share every path's median rose from the first third of the rounds to the last; 0 of too few rounds."""
+    if batch.rounds < SLOWING_ROUNDS:
+        return 0.0
+    third = batch.rounds // 3
+    thirds = [
+        (median(path.total.samples_ms[:third]), median(path.total.samples_ms[-third:])) for path in batch.paths.values()
+    ]
+    return min(last / first - 1.0 if first > 0.0 else 0.0 for first, last in thirds)

@@ -313,7 +313,7 @@ def test_help_is_fast_and_has_an_example() -> None:
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
-    assert result.stdout.count("Examples: mscope-export") == 2
+    assert result.stdout.count("Examples:\n\n  mscope-export") == 2
 
 
 def test_the_shipped_digits_from_end_to_end(

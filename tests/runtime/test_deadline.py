@@ -205,6 +205,11 @@ def test_the_command_records_what_the_deadline_did(
         assert line["deadline"]["met"] is False
         assert line["deadline"]["skipped_fine"] == (usual["stage"] == "fine")
         assert line["coarse_confidence"] == usual["coarse_confidence"]
+    wanted = sum(line["stage"] == "fine" for line in lines)
+    _, out, _ = run(base[0], "--bundle", bundle, "--eta", "0.9", "--deadline-ms", "0.000001")
+    assert out.count("coarse (deadline)") == wanted
+    assert f"9 pictures, {9 - wanted} left early" in out
+    assert f"{wanted} kept the coarse answer for the deadline" in out
     assert "deadline" not in json.loads(run(*base, "--bundle", bundle)[1].splitlines()[0])
     for arguments, message in [
         ((*base, "--bundle", bundle, "--deadline-ms", "0"), "--deadline-ms is above 0"),

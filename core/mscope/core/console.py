@@ -25,6 +25,11 @@ EXTRAS = {
 }  # fmt: skip
 
 
+def examples(*commands: str) -> str:
+    """An epilog for a command's help: its examples, each on a line of its own."""
+    return "\n\n".join(["Examples:", *(f"  {command}" for command in commands)])
+
+
 def run_app(app: typer.Typer, arguments: Sequence[str] | None = None) -> int:
     """Runs a Typer app and returns the exit status of the process; results are the app's business, errors end here.
 

@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from mscope.core.console import run_app
+from mscope.core.console import examples, run_app
 from mscope.export.commands.build import build
 from mscope.export.commands.calibrate_eta import calibrate_eta
 from mscope.export.commands.doctor import doctor
@@ -22,32 +22,53 @@ app = typer.Typer(
     help="From PyTorch weights to a bundle that mscope-run runs: ONNX graphs, checked against the model.",
 )
 app.command(
-    epilog="Examples: mscope-export build --size ti"
-    " | mscope-export build --size s --weights vim_s.pth --alpha 0.7 --out bundles/s"
-    " | mscope-export build --size ti --arch vim | mscope-export build --size ti --fp16 --target trt-rtx --gpu sm_89"
-    " | mscope-export build --from bundles/ti --target trt"
-    " | mscope-export build --size digits --int8 --calib-data digits"
+    short_help="Builds a bundle: graphs, checked, with a manifest.",
+    epilog=examples(
+        "mscope-export build --size ti",
+        "mscope-export build --size s --weights vim_s.pth --alpha 0.7 --out bundles/s",
+        "mscope-export build --size ti --arch vim",
+        "mscope-export build --size ti --fp16 --target trt-rtx --gpu sm_89",
+        "mscope-export build --from bundles/ti --target trt",
+        "mscope-export build --size digits --int8 --calib-data digits",
+    ),
 )(build)
 app.command(
-    epilog="Examples: mscope-export verify | mscope-export verify bundles/s --weights vim_s.pth --json"
-    " | mscope-export verify bundles/ti --images photos --layers"
+    short_help="Checks a bundle's files, and its variants against PyTorch.",
+    epilog=examples(
+        "mscope-export verify",
+        "mscope-export verify bundles/s --weights vim_s.pth --json",
+        "mscope-export verify bundles/ti --images photos --layers",
+    ),
 )(verify)
 app.command(
-    epilog="Examples: mscope-export info | mscope-export info bundles/s --json"
-    " | mscope-export info --size s --alpha 0.7 --resolution 256x192"
+    short_help="Parameters, tokens and GMACs of each stage.",
+    epilog=examples(
+        "mscope-export info",
+        "mscope-export info bundles/s --json",
+        "mscope-export info --size s --alpha 0.7 --resolution 256x192",
+    ),
 )(info)
 app.command(
     "eval",
-    epilog="Examples: mscope-export eval bundles/s imagenet/val --out results/s"
-    " | mscope-export eval bundles/digits digits --compare bundles/digits-vim --limit 1000 --json",
+    short_help="Accuracy and cost over eta, on labelled pictures.",
+    epilog=examples(
+        "mscope-export eval bundles/s imagenet/val --out results/s",
+        "mscope-export eval bundles/digits digits --compare bundles/digits-vim --limit 1000 --json",
+    ),
 )(evaluate)
 app.command(
     "calibrate-eta",
-    epilog="Examples: mscope-export calibrate-eta bundles/s imagenet/val --target 'accuracy>=0.79'"
-    " | mscope-export calibrate-eta bundles/s-0.5 bundles/s-0.7 photos --target 'latency<=8ms' --temperature",
+    short_help="Chooses eta on labelled pictures and writes it into the bundle.",
+    epilog=examples(
+        "mscope-export calibrate-eta bundles/s imagenet/val --target 'accuracy>=0.79'",
+        "mscope-export calibrate-eta bundles/s-0.5 bundles/s-0.7 photos --target 'latency<=8ms' --temperature",
+    ),
 )(calibrate_eta)
-app.add_typer(plugins, name="plugins")
-app.command(epilog="Examples: mscope-export doctor | mscope-export doctor --json")(doctor)
+app.add_typer(plugins, name="plugins", short_help="The TensorRT plugin library: build, path, check.")
+app.command(
+    short_help="What of this machine can be used, and what mends the rest.",
+    epilog=examples("mscope-export doctor", "mscope-export doctor --json"),
+)(doctor)
 
 
 def main() -> None:

@@ -25,6 +25,7 @@ class Totals:
     count: int = 0
     frames: int = 0
     early: int = 0
+    late: int = 0
     gmacs: float = 0.0
     ms: float = 0.0
     last: Result | None = None
@@ -33,7 +34,9 @@ class Totals:
         """The next result."""
         self.count += 1
         self.frames += result.frame is not None
-        self.early += result.stage == "coarse"
+        # What eta let go, and what a deadline held back.
+        self.late += _held_back(result)
+        self.early += result.stage == "coarse" and not _held_back(result)
         self.gmacs += result.gmacs
         self.ms += result.latency_ms["total"]
         self.last = result
@@ -46,10 +49,19 @@ class Totals:
         line = f"{self.count} {noun}{'' if self.count == 1 else 's'}"
         if adaptive:
             line += f", {self.early} left early ({self.early / self.count:.0%}) at eta {last.eta:g}"
+            line += f", {self.late} kept the coarse answer for the deadline" if self.late else ""
         line += f"; mean {self.gmacs / self.count:.3g} GMACs"
         if adaptive:
             line += f" (plain ViM {manifest.baseline.gmacs:.3g})"
         return f"{line}, {self.ms / self.count:.1f} ms; {last.backend} {last.precision}, {last.kernel} kernels"
+
+
+def _held_back(result: Result) -> bool:
+    return result.deadline is not None and result.deadline.skipped_fine
+
+
+def _stage(result: Result) -> str:
+    return "coarse (deadline)" if _held_back(result) else result.stage
 
 
 class LinePrinter:
@@ -82,7 +94,7 @@ def result_line(result: Result) -> str:
     sure = f"{result.confidence:.1%}"
     if result.coarse_confidence is not None and result.stage == "fine":
         sure += f" (coarse {result.coarse_confidence:.1%})"
-    return f"{place}  {result.answer.label}  {sure}  {result.stage}  {result.latency_ms['total']:.1f} ms"
+    return f"{place}  {result.answer.label}  {sure}  {_stage(result)}  {result.latency_ms['total']:.1f} ms"
 
 
 def print_table(results: Sequence[Result], manifest: Manifest) -> None:
@@ -134,7 +146,7 @@ def _table(results: Sequence[Result]) -> Table:
             Text(result.answer.label),
             f"{result.confidence:.1%}",
             coarse,
-            Text(result.stage, style={"coarse": "green", "fine": "yellow"}.get(result.stage, "")),
+            Text(_stage(result), style={"coarse": "green", "fine": "yellow"}.get(_stage(result), "")),
             f"{result.gmacs:.3g}",
             str(result.tokens),
             f"{result.latency_ms['total']:.1f}",
@@ -153,6 +165,11 @@ def _print_single(console: Console, result: Result) -> None:
         f"< eta {result.eta or 0:g}",
         "full": "plain ViM",
     }[result.stage]
+    if _held_back(result):
+        how = (
+            f"the deadline left no time to refine: coarse confidence {result.coarse_confidence or 0:.1%} "
+            f"< eta {result.eta or 0:g}"
+        )
     console.print(f"[bold]{escape(result.source)}[/]  {escape(how)}")
     table = Table.grid(padding=(0, 2))
     for guess in result.topk:

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from mscope.core.console import examples
 from mscope.export.commands.shared import DebugOption, JsonOption, progress_on_terminal
 
 app = typer.Typer(
@@ -19,8 +20,12 @@ app = typer.Typer(
 
 
 @app.command(
-    epilog="Examples: mscope-export plugins build | mscope-export plugins build --arch 87 (an Orin alone: seconds)"
-    " | mscope-export plugins build --tensorrt-include /usr/include/aarch64-linux-gnu"
+    short_help="Compiles kernels and plugins with nvcc; needs no GPU.",
+    epilog=examples(
+        "mscope-export plugins build",
+        "mscope-export plugins build --arch 87    (an Orin alone: seconds)",
+        "mscope-export plugins build --tensorrt-include /usr/include/aarch64-linux-gnu",
+    ),
 )
 def build(
     arch: Annotated[
@@ -56,7 +61,7 @@ def build(
     typer.echo(library)
 
 
-@app.command(epilog="Example: trtexec --onnx=model.onnx --staticPlugins=$(mscope-export plugins path)")
+@app.command(epilog=examples("trtexec --onnx=model.onnx --staticPlugins=$(mscope-export plugins path)"))
 def path(debug: DebugOption = False) -> None:
     """Prints where the library is."""
     from mscope.plugins import trt
@@ -64,7 +69,10 @@ def path(debug: DebugOption = False) -> None:
     typer.echo(trt.library_path())
 
 
-@app.command(epilog="Examples: mscope-export plugins check | mscope-export plugins check --json")
+@app.command(
+    short_help="Loads the library into every TensorRT that is installed.",
+    epilog=examples("mscope-export plugins check", "mscope-export plugins check --json"),
+)
 def check(as_json: JsonOption = False, debug: DebugOption = False) -> int:
     """Loads the library into every TensorRT that is installed, each in a process of its own; says what it takes.
 

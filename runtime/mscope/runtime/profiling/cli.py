@@ -147,8 +147,8 @@ def profile(
         print_profile(result)
 
 
-app.command(epilog=EPILOG)(diff)
-app.command(epilog=PREDICT_EPILOG)(predict)
+app.command(short_help="Compares two profiles; can gate CI.", epilog=EPILOG)(diff)
+app.command(short_help="Predicts latency on a device that is not here.", epilog=PREDICT_EPILOG)(predict)
 
 
 def _numbers(text: str | None, kind: Callable[[str], Number], option: str) -> tuple[Number, ...]:

@@ -88,6 +88,13 @@ def test_help_is_no_error(capsys: pytest.CaptureFixture[str]) -> None:
     assert "Usage" in capsys.readouterr().out
 
 
+def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:
+    app = typer.Typer()
+    app.command()(lambda: None)
+    assert run_app(app, ["--version"]) == 0
+    assert capsys.readouterr().out.startswith("mambascope-deploy")
+
+
 def test_output_that_nobody_reads_any_more() -> None:
     # Small enough to stay in the buffer until the command has ended.
     code = (

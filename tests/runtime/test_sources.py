@@ -176,5 +176,10 @@ def test_where_pictures_are_needed_a_video_is_a_problem(tmp_path: Path) -> None:
             item.load()
 
 
+def test_a_bundle_in_the_place_of_pictures(tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_text("{}")
+    assert problem(tmp_path) == f"{tmp_path}: is a bundle, not pictures: name it with --bundle {tmp_path}"
+
+
 def test_an_empty_folder(tmp_path: Path) -> None:
     assert "no pictures or .npy files in this folder" in problem(tmp_path)

@@ -18,6 +18,7 @@ EXIT_FAILURE = 1
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
 
+_DISTRIBUTION = "mambascope-deploy"
 # Optional packages by the name that is imported, and the extra of this distribution that brings each.
 EXTRAS = {
     "torch": "export", "onnx": "export", "onnxscript": "export", "safetensors": "export", "sklearn": "calib",
@@ -37,6 +38,8 @@ def run_app(app: typer.Typer, arguments: Sequence[str] | None = None) -> int:
     `exit_code`, bad usage 2, Ctrl-C 130, a full disk and all else 1. A reader of stdout that went away (`| head`) ends
     the command quietly. With `--debug` among the arguments the traceback is printed before the line.
 
+    `--version` alone prints the distribution's version.
+
     Args:
         app: the command, or group of commands.
         arguments: instead of sys.argv[1:].
@@ -44,6 +47,8 @@ def run_app(app: typer.Typer, arguments: Sequence[str] | None = None) -> int:
     import typer
 
     given = list(sys.argv[1:] if arguments is None else arguments)
+    if given == ["--version"]:
+        return run_guarded(_print_version, debug=False)
     command = typer.main.get_command(app)
 
     def call() -> object:
@@ -81,6 +86,15 @@ def print_error(message: object) -> None:
     """One line `error: ...` on stderr, whatever line breaks the message has."""
     with contextlib.suppress(OSError):
         print(f"error: {' '.join(str(message).split())}", file=sys.stderr, flush=True)
+
+
+def _print_version() -> None:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        print(f"{_DISTRIBUTION} {version(_DISTRIBUTION)}")
+    except PackageNotFoundError:
+        print(f"{_DISTRIBUTION}, run from a checkout that is not installed")
 
 
 def _line_and_status(error: BaseException) -> tuple[str, int]:

@@ -19,7 +19,10 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
             yield file
         os.chmod(name, 0o644)
         os.replace(name, path)
-    except BaseException:
+    except BaseException as error:
+        if isinstance(error, OSError) and error.filename is None:
+            # A full disk does not say which file it was full for.
+            error.filename = str(path)
         with contextlib.suppress(OSError):
             os.unlink(name)
         raise

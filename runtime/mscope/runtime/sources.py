@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mscope.core.errors import InputError
+from mscope.core.manifest import MANIFEST
 from mscope.runtime.preprocess import check_tensor
 from mscope.runtime.video.stream import Stream, is_video_name, live_stream
 
@@ -107,6 +108,8 @@ def _paths(argument: str) -> list[Path]:
     try:
         if path.is_dir():
             found = sorted(entry for entry in path.iterdir() if _wanted(entry))
+            if not found and (path / MANIFEST).is_file():
+                raise InputError(f"{argument}: is a bundle, not pictures: name it with --bundle {path}")
             if not found:
                 videos = any(is_video_name(entry) for entry in path.iterdir())
                 hint = f"videos are taken by name, or as '{path}/*.mp4'" if videos else "folders in it are not searched"

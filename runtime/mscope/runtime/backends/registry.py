@@ -221,16 +221,10 @@ def choose(manifest: Manifest, folder: Path, backend: str, precision: str, optio
         entry = choose_backend(backend)
         if entry.on_device and options.threads is not None:
             raise InputError(f"threads are for backends on the CPU: leave --threads out with --backend {backend}")
+        if entry.format == "onnx":
+            _check_there(manifest, folder, precision)
         return Choice(entry, *choose_variants(manifest, entry, precision, folder, options.kernel))
-    _check_precision(precision)
-    there = {variant.precision for variant in _variants(manifest)}
-    if precision not in (AUTO, *there):
-        # Of what no backend could have, the backends' own reasons say nothing.
-        pictures = " --calib-data PICTURES" if precision in ("int8", "fp8") else ""
-        raise BackendError(
-            f"the bundle has no {precision} files, it has {', '.join(sorted(there))}: build them with "
-            f"'mscope-export build --from {folder} --{precision}{pictures}'"
-        )
+    _check_there(manifest, folder, precision)
     reasons, notes = [], []
     for entry in BACKENDS.values():
         found = entry.probe()
@@ -298,6 +292,18 @@ def choose_variants(
 def _check_precision(precision: str) -> None:
     if precision != AUTO and precision not in get_args(Precision):
         raise InputError(f"unknown precision '{precision}': choose {AUTO} or one of {', '.join(get_args(Precision))}")
+
+
+def _check_there(manifest: Manifest, folder: Path, precision: str) -> None:
+    """Of what no backend could have, the backends' own reasons say nothing."""
+    _check_precision(precision)
+    there = {variant.precision for variant in _variants(manifest)}
+    if precision not in (AUTO, *there):
+        pictures = " --calib-data PICTURES" if precision in ("int8", "fp8") else ""
+        raise BackendError(
+            f"the bundle has no {precision} files, it has {', '.join(sorted(there))}: build them with "
+            f"'mscope-export build --from {folder} --{precision}{pictures}'"
+        )
 
 
 def _build_command(entry: Entry, folder: Path | None) -> str:

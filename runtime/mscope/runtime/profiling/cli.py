@@ -129,6 +129,11 @@ def profile(
         check_destination(option, path)
     with _progress(quiet=json == "-" and sys.stdout.isatty()) as on_progress:
         result = profile_bundle(options, on_progress)
+    # First: a file that cannot be written after all must not take the measurement with it.
+    if json == "-":
+        print(result.to_json())
+    else:
+        print_profile(result)
     if json_file is not None:
         write_text_atomically(json_file, result.to_json() + "\n")
     if html is not None:
@@ -141,10 +146,6 @@ def profile(
         write_markdown(result, markdown)
     if save_layers is not None and result.layers is not None:
         write_layer_files(result.layers, save_layers)
-    if json == "-":
-        print(result.to_json())
-    else:
-        print_profile(result)
 
 
 app.command(short_help="Compares two profiles; can gate CI.", epilog=EPILOG)(diff)

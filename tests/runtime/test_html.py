@@ -175,6 +175,16 @@ def test_everything_that_was_measured_is_there() -> None:
     assert page.count("<details>") == len(titles) + 1, "each figure has its numbers as a table, and so have the rails"
 
 
+def test_the_break_even_is_spoken_of_where_it_is_drawn() -> None:
+    profile = profiles.sample_profile()
+    batch = profile.batches[0]
+    page = html.to_html(profile.model_copy(update={"batches": (batch,)}))
+    assert page.count("break-even the adaptive network") == page.count(">break-even ") == 1
+    never = batch.model_copy(update={"break_even_exit_rate": -0.1, "break_even_eta": None})
+    page = html.to_html(profile.model_copy(update={"batches": (never,)}))
+    assert "break-even the adaptive network" not in page
+
+
 def test_what_was_not_measured_is_not_there() -> None:
     bare = profiles.sample_profile(
         cold_start=None, memory=None, idle_gaps=None, layers=None, compare=None, compare_runtime=None, verdict=(),

@@ -116,8 +116,10 @@ def _expected(batch: BatchProfile, many: str) -> Figure | None:
     if "plain" in batch.paths:
         marks.append(Mark(batch.paths["plain"].total.summary.mean_ms, "plain ViM, mean", upright=False, colour=2))
     even = batch.break_even_eta if points is by_eta else batch.break_even_exit_rate
-    if even is not None and min(xs) <= even <= max(xs):
-        marks.append(Mark(even, f"break-even {even:.3g}", upright=True))
+    crosses = even is not None and min(xs) <= even <= max(xs)
+    if even is not None and crosses:
+        told = f"{even:.3g}" if points is by_eta else f"{even:.0%}"
+        marks.append(Mark(even, f"break-even {told}", upright=True))
     svg = line_chart(
         f"expected{batch.batch}", f"Expected latency over {over}{many}",
         f"Mean and 99th percentile of the adaptive network as {over} varies, beside plain ViM.", lines, x_label=over,
@@ -133,7 +135,7 @@ def _expected(batch: BatchProfile, many: str) -> Figure | None:
         for point in points
     )  # fmt: skip
     caption = "Mixed from the measured paths."
-    if marks:
+    if crosses:
         side = "Left" if points is by_eta else "Right"
         caption += f" {side} of the break-even the adaptive network is faster than plain ViM."
     return Figure(f"Expected latency over {over}{many}", caption, svg, head, rows)

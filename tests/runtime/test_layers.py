@@ -214,3 +214,14 @@ def test_function_bodies_have_names() -> None:
         names = [node.name for node in function.node]
         assert all(name.startswith(f"{function.name}/") for name in names)
         assert len(set(names)) == len(names)
+
+
+def test_one_interrupted_run_does_not_change_the_shares() -> None:
+    times = LayerTimes()
+    for run in range(9):
+        stalled = 50.0 if run == 4 else 0.0
+        times.add_run(events_from_layer_times([("layers.0/in_proj", 0.3), ("layers.0/norm", 0.1 + stalled)]))
+    projection, norm = times.rows()
+    assert (projection.share, norm.share) == (pytest.approx(0.75), pytest.approx(0.25))
+    assert grouped(times.rows(), "block") == {"layers.0": pytest.approx(0.4)}
+    assert norm.mean_ms > 5.0

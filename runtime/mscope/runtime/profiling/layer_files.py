@@ -38,13 +38,14 @@ def graph_json(table: LayerTable) -> dict[str, Any]:
 
 def profile_json(table: LayerTable) -> list[dict[str, Any]]:
     """What `trtexec --exportProfile` writes: the number of runs, then milliseconds and per cent of each layer."""
+    total = sum(row.mean_ms for row in table.rows) or 1.0
     rows = [
         {
             "name": name,
             "timeMs": round(row.mean_ms * table.runs, 6),
             "averageMs": round(row.mean_ms, 6),
             "medianMs": round(row.median_ms, 6),
-            "percentage": round(row.share * 100, 4),
+            "percentage": round(row.mean_ms / total * 100, 4),
         }
         for name, row in zip(_names(table), table.rows, strict=True)
     ]

@@ -65,11 +65,15 @@ class LayerTimes:
         self.runs += 1
 
     def rows(self) -> tuple[LayerRow, ...]:
-        """One row a node, in the order of the first run. A node that some runs skipped counts 0 in those."""
+        """One row a node, in the order of the first run. A node that some runs skipped counts 0 in those.
+
+        Shares are of the medians: one run that the system interrupted would give its node a share of its own.
+        """
         if not self.runs:
             return ()
         padded = [np.pad(node.ms, (0, max(0, self.runs - len(node.ms)))) for node in self._nodes.values()]
-        total = sum(float(ms.mean()) for ms in padded) or 1.0
+        medians = [float(np.median(ms)) for ms in padded]
+        total = sum(medians) or 1.0
         return tuple(
             LayerRow(
                 name=node.name,
@@ -77,10 +81,10 @@ class LayerTimes:
                 block=node.block,
                 kind=node.kind,
                 mean_ms=float(ms.mean()),
-                median_ms=float(np.median(ms)),
-                share=float(ms.mean()) / total,
+                median_ms=median,
+                share=median / total,
             )
-            for node, ms in zip(self._nodes.values(), padded, strict=True)
+            for node, ms, median in zip(self._nodes.values(), padded, medians, strict=True)
         )
 
 
@@ -134,11 +138,11 @@ def shown_name(name: str, block: str) -> str:
 
 
 def grouped(rows: Sequence[LayerRow], by: str) -> dict[str, float]:
-    """Milliseconds of a run, summed over rows of one `block` or `kind`, in the order of the rows."""
+    """Milliseconds of a run, medians summed over rows of one `block` or `kind`, in the order of the rows."""
     sums: dict[str, float] = {}
     for row in rows:
         key = getattr(row, by)
-        sums[key] = sums.get(key, 0.0) + row.mean_ms
+        sums[key] = sums.get(key, 0.0) + row.median_ms
     return sums
 
 

@@ -235,7 +235,7 @@ class IdleGap(_Strict):
 
 
 class LayerRow(_Strict):
-    """One node of a graph: milliseconds of one run of the stage; `share` of all nodes' time, 0 to 1."""
+    """One node of a graph: milliseconds of one run of the stage; `share` of all nodes' medians, 0 to 1."""
 
     name: str
     op: str

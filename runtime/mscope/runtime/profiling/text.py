@@ -147,7 +147,7 @@ def _print_layers(console: Console, layers: LayerTable) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    total = sum(row.mean_ms for row in layers.rows) or 1.0
+    total = sum(row.median_ms for row in layers.rows) or 1.0
     kinds = sorted(grouped(layers.rows, "kind").items(), key=lambda item: -item[1])
     blocks = grouped(layers.rows, "block")
     inner = [ms for name, ms in blocks.items() if name.startswith("layers.")]
@@ -165,7 +165,7 @@ def _print_layers(console: Console, layers: LayerTable) -> None:
         table.add_column(name)
     for name in ("median ms", "share"):
         table.add_column(name, justify="right")
-    for row in sorted(layers.rows, key=lambda row: -row.mean_ms)[:_TOP_NODES]:
+    for row in sorted(layers.rows, key=lambda row: -row.median_ms)[:_TOP_NODES]:
         table.add_row(Text(row.name), row.kind, f"{row.median_ms:.3f}", f"{row.share:.1%}")
     console.print(table)
     if layers.truncated:

@@ -64,6 +64,18 @@ def test_the_cpu_s_range_holds_what_was_measured() -> None:
         assert found.worst_ms / found.best_ms < 2.0, "a range that holds everything says nothing"
 
 
+def test_the_cpu_s_range_holds_over_resolutions_and_batches() -> None:
+    """benchmarks/roofline_cpu.py: whole stages from 224 to 1024 pixels, and batches; none of it made the rates."""
+    result = json.loads((RESULTS / "roofline-cpu.json").read_text())
+    rows = result["rows"]
+    assert {row["resolution"] for row in rows} >= set(SWEEP_RESOLUTIONS)
+    assert {row["batch"] for row in rows} >= {1, 4, 8}
+    for row in rows:
+        config = config_for(row["size"], height=row["resolution"], width=row["resolution"])
+        found = predict(config, row["stage"], CPU, batch=row["batch"], precision="fp32", threads=result["threads"])
+        assert found.best_ms <= row["measured_ms"] <= found.worst_ms, row
+
+
 def test_the_cpu_s_range_holds_the_trunk_on_one_thread() -> None:
     results = json.loads((RESULTS / "scan_cpu.json").read_text())["results"]
     stages: dict[int, StageName] = {50: "coarse", 197: "full"}

@@ -71,5 +71,14 @@ class HostLibrary:
     def mscope_cuda_conv_silu(self, params: Any, dtype: int, device: int, stream: int) -> int:
         return int(library().host_conv(params, dtype, 0))
 
+    def mscope_cuda_resample(self, params: Any, device: int, stream: Any) -> int:
+        return int(library().host_resample(params, 0))
+
+    def mscope_cuda_select(self, params: Any, device: int, stream: Any) -> int:
+        return int(library().host_select(params, 0))
+
+    def mscope_cuda_struct_bytes(self, which: int) -> int:
+        return int(library().host_struct_bytes(which))
+
     def mscope_cuda_message(self, status: int) -> bytes:
         return f"status {status}".encode()

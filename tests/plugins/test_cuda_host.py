@@ -18,6 +18,8 @@ from cuda_host import H100, SINGLE, VAST, Machine
 from mscope.core.errors import InputError
 from mscope.plugins import cuda_arguments as arguments
 from mscope.plugins.cuda_arguments import Array, Call
+from mscope.plugins.cuda_resample import ResampleParams
+from mscope.plugins.cuda_select import SelectParams
 from op_cases import CASES, Case, Inputs
 
 FLOAT32 = "float32"
@@ -270,8 +272,8 @@ def test_sizes_that_cannot_run_are_refused(host: ctypes.CDLL) -> None:
 
 
 def test_structs_agree(host: ctypes.CDLL) -> None:
-    mirrors = (arguments.ScanParams, arguments.ConvParams, Machine)
-    assert [host.host_struct_bytes(i) for i in range(3)] == [ctypes.sizeof(mirror) for mirror in mirrors]
+    mirrors = (arguments.ScanParams, arguments.ConvParams, ResampleParams, SelectParams, Machine)
+    assert [host.host_struct_bytes(i) for i in range(5)] == [ctypes.sizeof(mirror) for mirror in mirrors]
 
 
 def test_storage_conversions(host: ctypes.CDLL) -> None:

@@ -4,7 +4,10 @@
 
 #include <mutex>
 
+#include "cuda/device_scope.h"
 #include "cuda/dispatch.h"
+#include "cuda/resample.h"
+#include "cuda/select.h"
 
 #if !defined(MSCOPE_CUDA_TARGETS)
 #error "the builder defines MSCOPE_CUDA_TARGETS, the list of what is compiled for"
@@ -12,28 +15,7 @@
 
 namespace {
 
-// Makes a device current for a scope: the caller's framework may have another one current on this thread.
-class DeviceScope {
- public:
-  explicit DeviceScope(int device) {
-    status_ = cudaGetDevice(&previous_);
-    if (status_ == cudaSuccess && previous_ != device) {
-      status_ = cudaSetDevice(device);
-      changed_ = status_ == cudaSuccess;
-    }
-  }
-  ~DeviceScope() {
-    if (changed_) cudaSetDevice(previous_);
-  }
-  DeviceScope(const DeviceScope&) = delete;
-  DeviceScope& operator=(const DeviceScope&) = delete;
-  cudaError_t status() const { return status_; }
-
- private:
-  int previous_ = 0;
-  bool changed_ = false;
-  cudaError_t status_;
-};
+using mscope::DeviceScope;
 
 cudaError_t query(int device, MscopeMachine* machine) {
   const struct {
@@ -72,7 +54,11 @@ __global__ void probe() {}
 
 int mscope_abi_version(void) { return MSCOPE_ABI_VERSION; }
 
-int64_t mscope_cuda_struct_bytes(int which) { return which == 0 ? sizeof(MscopeScanParams) : sizeof(MscopeConvParams); }
+int64_t mscope_cuda_struct_bytes(int which) {
+  const int64_t bytes[] = {sizeof(MscopeScanParams), sizeof(MscopeConvParams), sizeof(MscopeResampleParams),
+                           sizeof(MscopeSelectParams)};
+  return which >= 0 && which < 4 ? bytes[which] : 0;
+}
 
 const char* mscope_cuda_targets(void) { return MSCOPE_CUDA_TARGETS; }
 

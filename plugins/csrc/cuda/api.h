@@ -2,6 +2,8 @@
 #pragma once
 
 #include "cuda/params.h"
+#include "cuda/resample.h"
+#include "cuda/select.h"
 
 #if defined(MSCOPE_CUDA_BUILD)
 #define MSCOPE_CUDA_API __attribute__((visibility("default")))
@@ -16,7 +18,8 @@ extern "C" {
 // Of the package that the library was built for; mscope/plugins/find.py refuses another.
 MSCOPE_CUDA_API int mscope_abi_version(void);
 
-// sizeof MscopeScanParams (0) and MscopeConvParams (1): a binding compares them with its own.
+// sizeof MscopeScanParams (0), MscopeConvParams (1), MscopeResampleParams (2) and MscopeSelectParams (3): a binding
+// compares them with its own.
 MSCOPE_CUDA_API int64_t mscope_cuda_struct_bytes(int which);
 
 // What the library holds code for, as "75 80 86 87 89 90 120 ptx90 ptx120".
@@ -36,6 +39,10 @@ MSCOPE_CUDA_API int mscope_cuda_scan_workspace(const struct MscopeScanParams* p,
 // call.
 MSCOPE_CUDA_API int mscope_cuda_scan(const struct MscopeScanParams* p, int dtype, int device, void* stream);
 MSCOPE_CUDA_API int mscope_cuda_conv_silu(const struct MscopeConvParams* p, int dtype, int device, void* stream);
+
+// What surrounds the networks: a picture to the tensor that they take, and the decision between the two stages.
+MSCOPE_CUDA_API int mscope_cuda_resample(const struct MscopeResampleParams* p, int device, void* stream);
+MSCOPE_CUDA_API int mscope_cuda_select(const struct MscopeSelectParams* p, int device, void* stream);
 
 // A status in words; the string is static.
 MSCOPE_CUDA_API const char* mscope_cuda_message(int status);

@@ -8,6 +8,8 @@
 
 #include "cuda/dispatch.h"
 #include "cuda/launch.cuh"
+#include "cuda/resample_kernel.cuh"
+#include "cuda/select_kernel.cuh"
 
 #define EXPORT extern "C" __attribute__((visibility("default")))
 
@@ -177,9 +179,21 @@ EXPORT int host_plan(const MscopeScanParams* p, int dtype, const MscopeMachine* 
   return status;
 }
 
-// 0: MscopeScanParams, 1: MscopeConvParams, 2: MscopeMachine, as mscope_cuda_struct_bytes.
+EXPORT int host_resample(const MscopeResampleParams* p, int order) {
+  mscope_emulation::set_order(static_cast<mscope_emulation::Order>(order));
+  return mscope::run_resample(*p, nullptr);
+}
+
+EXPORT int host_select(const MscopeSelectParams* p, int order) {
+  mscope_emulation::set_order(static_cast<mscope_emulation::Order>(order));
+  return mscope::run_select(*p, nullptr);
+}
+
+// As mscope_cuda_struct_bytes; 4: MscopeMachine.
 EXPORT int64_t host_struct_bytes(int which) {
-  return which == 0 ? sizeof(MscopeScanParams) : which == 1 ? sizeof(MscopeConvParams) : sizeof(MscopeMachine);
+  const int64_t bytes[] = {sizeof(MscopeScanParams), sizeof(MscopeConvParams), sizeof(MscopeResampleParams),
+                           sizeof(MscopeSelectParams), sizeof(MscopeMachine)};
+  return bytes[which];
 }
 
 // The host's conversions of storage.cuh, which a test compares with numpy's.

@@ -47,6 +47,19 @@ def load() -> ctypes.CDLL:
         return _library
 
 
+def load_with(which: int, mirror: type[ctypes.Structure]) -> ctypes.CDLL:
+    """The library, once its struct `which` (of mscope_cuda_struct_bytes) is known to be the mirror. As `load`."""
+    library = load()
+    _check_struct(library, which, mirror)
+    return library
+
+
+def check(library: ctypes.CDLL, status: int) -> None:
+    """Raises BackendError where a launch gave a status that is not 0."""
+    if status != 0:
+        raise BackendError(f"the CUDA kernel was not launched ({status}): {_message(library, status)}")
+
+
 def targets() -> str:
     """What the library holds code for, as "75 80 ... ptx120"."""
     text: bytes = load().mscope_cuda_targets()
@@ -80,7 +93,7 @@ def causal_conv1d_silu(
         _maybe(bias_b, "bias_b"), view(out, "out"),
     )  # fmt: skip
     library = load()
-    _check(library, library.mscope_cuda_conv_silu(ctypes.byref(call.params), call.dtype, _device(call), stream))
+    check(library, library.mscope_cuda_conv_silu(ctypes.byref(call.params), call.dtype, _device(call), stream))
 
 
 def selective_scan(
@@ -148,7 +161,7 @@ def _scan(call: Call, stream: int, allocate: Callable[[int], Any] | None) -> Non
     params, needed = call.params, ctypes.c_int64()
     assert isinstance(params, arguments.ScanParams)
     pointer = ctypes.byref(params)
-    _check(library, library.mscope_cuda_scan_workspace(pointer, call.dtype, device, ctypes.byref(needed)))
+    check(library, library.mscope_cuda_scan_workspace(pointer, call.dtype, device, ctypes.byref(needed)))
     scratch = None
     if needed.value:
         if allocate is None:
@@ -156,7 +169,7 @@ def _scan(call: Call, stream: int, allocate: Callable[[int], Any] | None) -> Non
         # Held until the launch is queued; allocators that follow the stream's order may have it back then.
         scratch = allocate(needed.value)
         params.workspace, params.workspace_bytes = _address(scratch), needed.value
-    _check(library, library.mscope_cuda_scan(pointer, call.dtype, device, stream))
+    check(library, library.mscope_cuda_scan(pointer, call.dtype, device, stream))
     del scratch
 
 
@@ -194,13 +207,18 @@ def _load() -> ctypes.CDLL:
         function = getattr(library, name)
         function.restype, function.argtypes = result, takes
     for which, mirror in enumerate((arguments.ScanParams, arguments.ConvParams)):
-        found = library.mscope_cuda_struct_bytes(which)
-        if found != ctypes.sizeof(mirror):
-            raise BackendError(
-                f"the CUDA library's {mirror.__name__} has {found} bytes, this package's {ctypes.sizeof(mirror)}: "
-                "rebuild it with 'python -m mscope.plugins.build_cuda'"
-            )
+        _check_struct(library, which, mirror)
     return library
+
+
+@functools.cache
+def _check_struct(library: ctypes.CDLL, which: int, mirror: type[ctypes.Structure]) -> None:
+    found = library.mscope_cuda_struct_bytes(which)
+    if found != ctypes.sizeof(mirror):
+        raise BackendError(
+            f"the CUDA library's {mirror.__name__} has {found} bytes, this package's {ctypes.sizeof(mirror)}: "
+            "rebuild it with 'python -m mscope.plugins.build_cuda'"
+        )
 
 
 def _why_unsupported(library: ctypes.CDLL, device: int) -> str:
@@ -219,8 +237,3 @@ def _why_unsupported(library: ctypes.CDLL, device: int) -> str:
 def _message(library: ctypes.CDLL, status: int) -> str:
     text: bytes = library.mscope_cuda_message(status)
     return text.decode()
-
-
-def _check(library: ctypes.CDLL, status: int) -> None:
-    if status != 0:
-        raise BackendError(f"the CUDA kernel was not launched ({status}): {_message(library, status)}")

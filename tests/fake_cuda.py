@@ -2,7 +2,11 @@
 
 Work on a stream is done when somebody waits for it and not before. What a real device would answer with garbage or a
 crash is an error here: memory read after it was freed or past its end, page-locked memory read before the copy is done
-(it holds NaN until then), memory freed while work is queued, calls that a capture forbids. New memory holds NaN.
+(it holds NaN until then), memory freed while work is queued, calls that a capture forbids, a branch that nobody sets or
+that work runs beside. New memory holds NaN.
+
+Time passes by `host_ms`, which tests turn, and by what each kind of work `costs`: work begins when it was queued and
+what was queued before is done.
 
 Enumerations are the real package's; tests/runtime/test_device_api.py holds names and parameters to the real ones.
 """
@@ -10,49 +14,26 @@ Enumerations are the real package's; tests/runtime/test_device_api.py holds name
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 
+from fake_graphs import CapturesStreams, FakeEvent, FakeStream, Misuse, Op
+
 Bytes = npt.NDArray[np.uint8]
-Op = Callable[[], None]
 
 _BORROWED = (
     "cudaError_t", "cudaMemcpyKind", "cudaDeviceAttr", "cudaStreamCaptureMode", "cudaMemoryType",
     "cudaHostAllocDefault", "cudaHostAllocMapped", "cudaStreamNonBlocking", "cudaEventDisableTiming",
+    "cudaEventDefault", "cudaStreamCaptureStatus", "cudaStreamUpdateCaptureDependenciesFlags",
+    "cudaGraphNodeType", "cudaGraphConditionalNodeType", "cudaGraphConditionalHandleFlags",
 )  # fmt: skip
 LEGACY = 1
 
 
-class Misuse(AssertionError):
-    """The program did what a real device would not forgive."""
-
-
-@dataclass
-class _Stream:
-    queue: list[Op] = field(default_factory=list)
-    done: int = 0
-    recording: list[Op] | None = None
-    broken: bool = False
-
-
-@dataclass
-class _Graph:
-    ops: list[Op]
-    alive: bool = True
-
-
-@dataclass
-class _Event:
-    stream: int | None = None
-    position: int = 0
-
-
-class FakeCuda:
+class FakeCuda(CapturesStreams):
     """One device. `calls` counts the calls of each function; `log` names what ran on the device, in order.
 
     Args:
@@ -60,6 +41,7 @@ class FakeCuda:
         limit: bytes of device memory.
         capability: of its architecture.
         host_addresses: addresses are real, so that a library on the CPU can play the device's part.
+        driver: the CUDA version that the driver is for, as CUDA counts: 13000.
     """
 
     def __init__(
@@ -69,6 +51,7 @@ class FakeCuda:
         limit: int = 1 << 30,
         capability: tuple[int, int] = (9, 0),
         host_addresses: bool = False,
+        driver: int = 13000,
     ) -> None:
         real = pytest.importorskip("cuda.bindings.runtime", reason="cuda-python is not installed")
         for name in _BORROWED:
@@ -82,13 +65,16 @@ class FakeCuda:
         }
         self._limit = limit
         self._host_addresses = host_addresses
-        self._executables = 0
+        self._driver = driver
+        self._executables = self._events = 0
+        self.host_ms = self._device_ms = 0.0
+        self.costs: dict[str, float] = {}
         self._device: dict[int, Bytes] = {}
         self._host: dict[int, Bytes] = {}
         self._kept: list[Bytes] = []  # page-locked memory that was freed: poisoned, so that late readers see NaN
         self._next = 0x7F00_0000_0000
         self._handles = itertools.count(1000)
-        self._streams: dict[int, _Stream] = {LEGACY: _Stream()}
+        self._streams: dict[int, FakeStream] = {LEGACY: FakeStream()}
         self.calls: dict[str, int] = {}
         self.log: list[str] = []
 
@@ -118,24 +104,32 @@ class FakeCuda:
 
     def enqueue(self, stream: int, name: str, op: Op) -> None:
         """Queues work, or records it while the stream is captured."""
-
-        def logged() -> None:
-            self.log.append(name)
-            op()
-
         target = self._stream(stream)
-        (target.queue if target.recording is None else target.recording).append(logged)
+        if target.capture is None:
+            queued = self.host_ms
+            target.queue.append(lambda: self._work(name, op, queued))
+            return
+        if target.capture.beside is not None:
+            raise Misuse(f"{name} would run beside the branch: the capture does not depend on it")
+        if target.capture.is_body and name == "wait":
+            target.capture.wrong_kinds.append(name)
+        target.capture.ops.append(lambda: self._work(name, op, 0.0))
+
+    def _work(self, name: str, op: Op, queued: float) -> None:
+        self._device_ms = max(self._device_ms, queued) + self.costs.get(name, 0.0)
+        self.log.append(name)
+        op()
 
     def capturing(self, stream: int) -> bool:
-        return self._stream(stream).recording is not None
+        return self._stream(stream).capture is not None
 
     def refuse_capture(self, stream: int) -> None:
         self._stream(stream).broken = True
 
     @property
     def live(self) -> int:
-        """Allocations of either kind, and executable graphs, that were not given back."""
-        return len(self._device) + len(self._host) + self._executables
+        """Allocations of either kind, executable graphs and events that were not given back."""
+        return len(self._device) + len(self._host) + self._executables + self._events
 
     def __getattribute__(self, name: str) -> Any:
         value = super().__getattribute__(name)
@@ -192,13 +186,13 @@ class FakeCuda:
 
     def cudaHostGetDevicePointer(self, pHost: int, flags: int) -> tuple[Any, int]:
         block = self._host[pHost]
-        address = self._place(block.size)
+        address = pHost if self._host_addresses else self._place(block.size)
         self._device[address] = block
         return self.cudaError_t.cudaSuccess, address
 
     def cudaStreamCreateWithFlags(self, flags: int) -> tuple[Any, int]:
         handle = next(self._handles)
-        self._streams[handle] = _Stream()
+        self._streams[handle] = FakeStream()
         return self.cudaError_t.cudaSuccess, handle
 
     def cudaStreamDestroy(self, stream: int) -> tuple[Any]:
@@ -209,10 +203,11 @@ class FakeCuda:
 
     def cudaStreamSynchronize(self, stream: int) -> tuple[Any]:
         target = self._stream(stream)
-        if target.recording is not None:
+        if target.capture is not None:
             target.broken = True
             return (self.cudaError_t.cudaErrorStreamCaptureUnsupported,)
         self._drain(stream, len(target.queue))
+        self.host_ms = max(self.host_ms, self._device_ms)
         return (self.cudaError_t.cudaSuccess,)
 
     def cudaMemsetAsync(self, devPtr: int, value: int, count: int, stream: int) -> tuple[Any]:
@@ -248,61 +243,50 @@ class FakeCuda:
         return self.cudaError_t.cudaSuccess, Attributes()
 
     def cudaEventCreateWithFlags(self, flags: int) -> tuple[Any, Any]:
-        return self.cudaError_t.cudaSuccess, _Event()
+        self._events += 1
+        return self.cudaError_t.cudaSuccess, FakeEvent(timing=not flags & self.cudaEventDisableTiming)
 
-    def cudaEventRecord(self, event: _Event, stream: int) -> tuple[Any]:
-        event.stream, event.position = stream, len(self._stream(stream).queue)
+    def cudaEventRecord(self, event: FakeEvent, stream: int) -> tuple[Any]:
+        target = self._stream(stream)
+        if target.capture is not None:
+            raise Misuse("an event is recorded into a capture")
+        event.ms = None
+        if event.timing:
+            queued = self.host_ms
+
+            def reached() -> None:
+                self._device_ms = max(self._device_ms, queued)
+                event.ms = self._device_ms
+
+            target.queue.append(reached)
+        event.stream, event.position = stream, len(target.queue)
         return (self.cudaError_t.cudaSuccess,)
 
-    def cudaStreamWaitEvent(self, stream: int, event: _Event, flags: int) -> tuple[Any]:
+    def cudaEventElapsedTime(self, start: FakeEvent, end: FakeEvent) -> tuple[Any, float]:
+        if not (start.timing and end.timing) or start.stream is None or end.stream is None:
+            raise Misuse("asks for the time of an event that has none")
+        if start.ms is None or end.ms is None:
+            return self.cudaError_t.cudaErrorNotReady, 0.0
+        # Of half a microsecond, as float32.
+        return self.cudaError_t.cudaSuccess, float(np.float32(round((end.ms - start.ms) * 2000) / 2000))
+
+    def cudaStreamWaitEvent(self, stream: int, event: FakeEvent, flags: int) -> tuple[Any]:
         if event.stream is None:
             raise Misuse("waits for an event that was not recorded")
         other, position = event.stream, event.position
         self.enqueue(stream, "wait", lambda: self._drain(other, position))
         return (self.cudaError_t.cudaSuccess,)
 
-    def cudaEventDestroy(self, event: _Event) -> tuple[Any]:
+    def cudaEventDestroy(self, event: FakeEvent) -> tuple[Any]:
         event.stream = None
+        self._events -= 1
         return (self.cudaError_t.cudaSuccess,)
 
-    def cudaStreamBeginCapture(self, stream: int, mode: Any) -> tuple[Any]:
-        target = self._stream(stream)
-        if target.recording is not None:
-            raise Misuse("a capture within a capture")
-        target.recording, target.broken = [], False
-        return (self.cudaError_t.cudaSuccess,)
+    def cudaDriverGetVersion(self) -> tuple[Any, int]:
+        return self.cudaError_t.cudaSuccess, self._driver
 
-    def cudaStreamEndCapture(self, stream: int) -> tuple[Any, Any]:
-        target = self._stream(stream)
-        ops, target.recording = target.recording, None
-        if ops is None or target.broken:
-            return self.cudaError_t.cudaErrorStreamCaptureInvalidated, None
-        return self.cudaError_t.cudaSuccess, _Graph(ops)
-
-    def cudaGraphInstantiate(self, graph: _Graph, flags: int) -> tuple[Any, Any]:
-        if not graph.alive:
-            raise Misuse("instantiates a graph that was destroyed")
-        self._executables += 1
-        return self.cudaError_t.cudaSuccess, _Graph(list(graph.ops))
-
-    def cudaGraphDestroy(self, graph: _Graph) -> tuple[Any]:
-        graph.alive = False
-        return (self.cudaError_t.cudaSuccess,)
-
-    def cudaGraphLaunch(self, graphExec: _Graph, stream: int) -> tuple[Any]:
-        if not graphExec.alive:
-            raise Misuse("launches a graph that was destroyed")
-        self._stream(stream).queue.append(lambda: self.log.append("graph"))
-        self._stream(stream).queue.extend(graphExec.ops)
-        return (self.cudaError_t.cudaSuccess,)
-
-    def cudaGraphExecDestroy(self, graphExec: _Graph) -> tuple[Any]:
-        self._check_idle("cudaGraphExecDestroy")
-        if not graphExec.alive:
-            raise Misuse("destroys a graph twice")
-        graphExec.alive = False
-        self._executables -= 1
-        return (self.cudaError_t.cudaSuccess,)
+    def cudaRuntimeGetVersion(self) -> tuple[Any, int]:
+        return self.cudaError_t.cudaSuccess, 13000
 
     # Inside
 
@@ -327,7 +311,7 @@ class FakeCuda:
                 return block[address - base : address - base + nbytes]
         raise Misuse(f"{nbytes} bytes at {address:#x} are not page-locked host memory")
 
-    def _stream(self, handle: int) -> _Stream:
+    def _stream(self, handle: int) -> FakeStream:
         if handle not in self._streams:
             raise Misuse(f"stream {handle} does not exist, or was destroyed")
         return self._streams[handle]
@@ -338,7 +322,7 @@ class FakeCuda:
             stream.done += 1
             stream.queue[stream.done - 1]()
 
-    def _pending(self, stream: _Stream) -> bool:
+    def _pending(self, stream: FakeStream) -> bool:
         return stream.done < len(stream.queue)
 
     def _check_idle(self, function: str) -> None:
@@ -346,7 +330,7 @@ class FakeCuda:
             raise Misuse(f"{function} while work is queued")
 
     def _break_captures(self) -> bool:
-        open_ones = [stream for stream in self._streams.values() if stream.recording is not None]
+        open_ones = [stream for stream in self._streams.values() if stream.capture is not None]
         for stream in open_ones:
             stream.broken = True
         return bool(open_ones)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import ctypes
 import importlib.machinery
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+import cuda_host
 import fakes
 from fake_cuda import FakeCuda
 from fake_tensorrt import FakeTensorRT, run_rows
@@ -92,6 +93,55 @@ def set_driver(monkeypatch: pytest.MonkeyPatch, library: FakeDriver | None) -> N
     monkeypatch.setattr(driver, "find_gpu", functools.cache(driver.find_gpu.__wrapped__))
     for user in ("engine_match", "tensorrt_library", "ort_cuda"):
         monkeypatch.setattr(f"mscope.runtime.backends.{user}.find_gpu", driver.find_gpu)
+
+
+class StreamLibrary(cuda_host.HostLibrary):
+    """libmscope_cuda's kernels, compiled for the host, as work on the fake device's streams."""
+
+    def __init__(self, cuda: FakeCuda) -> None:
+        self._cuda = cuda
+
+    def mscope_cuda_resample(self, params: Any, device: int, stream: Any) -> int:
+        given = type(params._obj).from_buffer_copy(params._obj)
+        self._check(given.pixels, given.rows * given.row_bytes)
+        self._check(given.out, 4 * given.channels * given.out_rows * given.out_columns)
+        between = given.out_rows * given.columns if given.down_first else given.rows * given.out_columns
+        self._check(given.scratch, between * given.channels)
+        for axis, outputs in ((given.across, given.out_columns), (given.down, given.out_rows)):
+            self._check(axis.first, 4 * outputs)
+            self._check(axis.count, 4 * outputs)
+            self._check(axis.weights, 4 * outputs * axis.taps)
+        return self._launch(stream, "resample", lambda: cuda_host.library().host_resample(ctypes.byref(given), 0))
+
+    def mscope_cuda_select(self, params: Any, device: int, stream: Any) -> int:
+        given = type(params._obj).from_buffer_copy(params._obj)
+        for address, count in (
+            (given.logits, 4 * given.classes), (given.importance, 4 * given.regions), (given.threshold, 4),
+            (given.selected, 8 * given.selected_regions),
+            (given.remaining, 8 * (given.regions - given.selected_regions)),
+            (given.report, 8 * (1 + given.selected_regions)),
+        ):  # fmt: skip
+            self._check(address, given.batch * count)
+        return self._launch(stream, "select", lambda: cuda_host.library().host_select(ctypes.byref(given), 0))
+
+    def _check(self, address: int, nbytes: int) -> None:
+        self._cuda.memory(address, nbytes)
+
+    def _launch(self, stream: Any, name: str, run: Callable[[], int]) -> int:
+        def op() -> None:
+            assert run() == 0
+
+        self._cuda.enqueue(int(stream.value), name, op)
+        return 0
+
+
+def install_kernels(monkeypatch: pytest.MonkeyPatch, cuda: FakeCuda) -> None:
+    """The CUDA kernels, on a fake device that has `host_addresses`."""
+    if cuda_host.compiler() is None:
+        pytest.skip("no C++ compiler on this machine")
+    library = StreamLibrary(cuda)
+    monkeypatch.setattr("mscope.plugins.cuda.load", lambda: library)
+    monkeypatch.setattr("mscope.plugins.cuda.why_missing", lambda device=0: "")
 
 
 class RowRunner(Runner):

@@ -263,8 +263,20 @@ def test_onnxruntime_by_address(
             assert got.stages == expected.stages
             # The same kernels over batches of another size: sums of a few hundred terms of size 10.
             np.testing.assert_allclose(got.logits, expected.logits, rtol=1e-5, atol=1e-4)
+        loaded.time_on_device()
+        timed = loaded.run(images, 0.0, refine_all=True).device
+        assert timed is not None
+        assert list(timed.parts) == ["upload", "coarse", "download", "decision", "fine"]
         with pytest.raises(BackendError, match="native kernels on the CPU only"):
             Scope.load(bundle, backend="ort-cuda", kernel="native")
+    fake_gpu.install_kernels(monkeypatch, cuda)
+    picture = np.random.default_rng(0).integers(0, 256, (90, 70, 3), dtype=np.uint8)
+    with Scope.load(bundle, backend="ort-cuda", preprocess="device") as loaded:
+        assert loaded(picture, eta=1.0).selected == scope(picture, eta=1.0).selected
+    with pytest.raises(
+        BackendError, match=r"coarse.onnx runs on streams .* no CUDA graph can hold.*leave --decide device"
+    ):
+        Scope.load(bundle, backend="ort-cuda", decide="device")
     assert cuda.live == 0
 
 

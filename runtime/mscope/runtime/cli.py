@@ -15,7 +15,6 @@ from mscope.core.console import EXIT_FAILURE, EXIT_USAGE, print_error, run_app
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from mscope.core.errors import InputError
     from mscope.runtime.result import Result
 
 _EXAMPLE = """Examples:
@@ -43,6 +42,13 @@ class KernelName(str, Enum):
     auto = "auto"
     native = "native"
     function = "function"
+
+
+class Place(str, Enum):
+    """Values of --preprocess and --decide."""
+
+    host = "host"
+    device = "device"
 
 
 @app.command(epilog=_EXAMPLE)
@@ -94,6 +100,17 @@ def run(
     frames: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="Of each video or camera, look at N frames at most.")
     ] = None,
+    preprocess: Annotated[
+        Place,
+        typer.Option(help="Where decoded pictures are scaled; device: on the GPU, to the same bits. Not measured yet."),
+    ] = Place.host,
+    decide: Annotated[
+        Place,
+        typer.Option(
+            help="Where the exit of a single image is decided; device: both stages as one CUDA graph with a "
+            "conditional node, to the same answers (--batch 1, engines, CUDA 12.4). Not measured yet."
+        ),
+    ] = Place.host,
     deadline_ms: Annotated[
         float | None,
         typer.Option(
@@ -108,6 +125,7 @@ def run(
     """Classify pictures with a bundle; easy ones leave after the coarse stage, hard ones are looked at closely."""
     # Here, so that --help needs none of it.
     from mscope.core.cascade import check_eta
+    from mscope.core.errors import InputError
     from mscope.runtime.deadline import Deadline
     from mscope.runtime.outputs import OutputArrays, OverlayFolder
     from mscope.runtime.report import LinePrinter, Totals, print_table, progress
@@ -119,6 +137,9 @@ def run(
 
     if eta is not None:
         check_eta(eta)
+    if decide is Place.device and (deadline_ms is not None or batch > 1):
+        option = "--deadline-ms" if deadline_ms is not None else f"--batch {batch}"
+        raise InputError(f"--decide device is for single images without a deadline: leave it or {option} out")
     deadline = None if deadline_ms is None else Deadline(deadline_ms)
     failures: list[InputError] = []
 
@@ -129,7 +150,15 @@ def run(
     def on_note(note: str) -> None:
         print(f"note: {note}", file=sys.stderr, flush=True)
 
-    with Scope.load(bundle, backend=backend, threads=threads, kernel=kernel.value, precision=precision) as scope:
+    with Scope.load(
+        bundle,
+        backend=backend,
+        threads=threads,
+        kernel=kernel.value,
+        precision=precision,
+        preprocess=preprocess.value,
+        decide=decide.value,
+    ) as scope:
         for note in scope.notes:
             on_note(note)
         shape = (scope.config.channels, scope.config.height, scope.config.width)

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from mscope.core.config import ModelConfig
 from mscope.core.errors import InputError
 from mscope.core.manifest import Preprocessing
+from mscope.runtime.resampling import Crop, plan
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -47,11 +48,29 @@ class Prepared:
     view: Image.Image | None
 
 
+@dataclass(frozen=True)
+class Unscaled:
+    """A picture decoded and cut out, for a device to scale: `Prepared` without the tensor, which takes the same bits.
+
+    Attributes:
+        crop: the pixels, of the network's number of channels, and what becomes of them; belongs to the caller.
+        box, size, view: as of `Prepared`.
+    """
+
+    crop: Crop
+    box: tuple[float, float, float, float]
+    size: tuple[int, int]
+    view: Image.Image | None
+
+
 class Preprocessor:
     """Turns pictures into tensors as a bundle's manifest says.
 
     EXIF orientation is applied, transparent parts are put on white, the first frame of an animation is taken, 16-bit
     grey is scaled from its full range, colour profiles are ignored.
+
+    Attributes:
+        levels: (C, 256) float32, what each scaled byte becomes.
     """
 
     def __init__(self, recipe: Preprocessing, config: ModelConfig) -> None:
@@ -68,6 +87,8 @@ class Preprocessor:
             )
         self._mean = np.array(recipe.mean, np.float32)[:, None, None]
         self._std = np.array(recipe.std, np.float32)[:, None, None]
+        every = np.arange(256, dtype=np.uint8).reshape(1, 1, 256).repeat(config.channels, axis=0)
+        self.levels = self._normalised(every).reshape(config.channels, 256)
 
     def __call__(self, image: Any, source: str | None = None, *, keep_view: bool = False) -> Prepared:
         """Prepares one image.
@@ -81,35 +102,70 @@ class Preprocessor:
         Raises:
             InputError: not a picture, damaged, too large, a wrong shape or dtype, NaN or infinity; names the source.
         """
+        if isinstance(image, np.ndarray) and image.dtype != np.uint8:
+            return self._from_tensor(image, source or "image", keep_view)
         from PIL import Image
 
-        if isinstance(image, (str, Path)):
-            source = source or str(image)
-            return self._from_picture(_open(Path(image), source, self._recipe.resize), source, keep_view)
-        source = source or "image"
-        if isinstance(image, Image.Image):
-            return self._from_picture(_upright(image, source), source, keep_view)
-        if isinstance(image, np.ndarray):
-            if image.dtype == np.uint8:
-                return self._from_picture(_from_array(image, source), source, keep_view)
-            return self._from_tensor(image, source, keep_view)
-        raise InputError(f"{source}: a path, a PIL image or a numpy array is needed, got {type(image).__name__}")
-
-    def _from_picture(self, picture: Image.Image, source: str, keep_view: bool) -> Prepared:
-        from PIL import Image
-
-        colour = _decoded(lambda: _without_alpha(picture, source), source)
-        if colour.width * colour.height == 0:
-            raise InputError(f"{source}: the picture has no pixels ({colour.width} x {colour.height})")
-        box = self._box(colour.size)
+        colour, box = self._decoded(image, source)
         kernel = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
         # Scaling just the crop gives the same pixels as scaling all and cropping, and a 1 x 60000 picture stays small.
         crop = colour.convert(self._recipe.mode).resize(
             (self._width, self._height), kernel[self._recipe.interpolation], box=box
         )
-        pixels = np.asarray(crop, np.float32).reshape(self._height, self._width, -1).transpose(2, 0, 1)
-        tensor = np.ascontiguousarray((pixels / 255.0 - self._mean) / self._std, np.float32)
-        return Prepared(tensor, box, colour.size, _view(colour, box) if keep_view else None)
+        pixels = np.asarray(crop).reshape(self._height, self._width, -1).transpose(2, 0, 1)
+        return Prepared(self._normalised(pixels), box, colour.size, _view(colour, box) if keep_view else None)
+
+    def unscaled(self, image: Any, source: str | None = None, *, keep_view: bool = False) -> Prepared | Unscaled:
+        """Like a call, but a picture is only decoded and cut out, for `PictureStage` to scale; a tensor stays one.
+
+        Raises:
+            InputError: as a call. BackendError: the installed Pillow scales in a way that no device can follow.
+        """
+        if isinstance(image, np.ndarray) and image.dtype != np.uint8:
+            return self._from_tensor(image, source or "image", keep_view)
+        shape, interpolation = (self._height, self._width), self._recipe.interpolation
+        if isinstance(image, np.ndarray) and image.shape[2:] == self._given_channels and not keep_view:
+            # A camera's frame: nothing of Pillow is needed, and no copy but that of the crop.
+            _check_array(image, source or "image")
+            size = image.shape[1], image.shape[0]
+            box = self._box(size)
+            how = plan(image.shape[:2], box, shape, interpolation)
+            left, top, right, bottom = how.region
+            pixels = np.array(image[top:bottom, left:right], order="C")
+            return Unscaled(Crop(pixels.reshape(*pixels.shape[:2], -1), how), box, size, None)
+        colour, box = self._decoded(image, source)
+        how = plan(colour.size[::-1], box, shape, interpolation)
+        part = np.array(colour.crop(how.region).convert(self._recipe.mode), order="C")
+        crop = Crop(part.reshape(*part.shape[:2], -1), how)
+        return Unscaled(crop, box, colour.size, _view(colour, box) if keep_view else None)
+
+    @property
+    def _given_channels(self) -> tuple[int, ...]:
+        return (3,) if self._recipe.mode == "RGB" else ()
+
+    def _decoded(self, image: Any, source: str | None) -> tuple[Image.Image, tuple[float, float, float, float]]:
+        """The upright picture, RGB or L, and the box of it that the network sees."""
+        from PIL import Image
+
+        if isinstance(image, (str, Path)):
+            source = source or str(image)
+            picture = _open(Path(image), source, self._recipe.resize)
+        elif isinstance(image, Image.Image):
+            picture = _upright(image, source or "image")
+        elif isinstance(image, np.ndarray):
+            picture = _from_array(image, source or "image")
+        else:
+            source = source or "image"
+            raise InputError(f"{source}: a path, a PIL image or a numpy array is needed, got {type(image).__name__}")
+        source = source or "image"
+        colour = _decoded(lambda: _without_alpha(picture, source), source)
+        if colour.width * colour.height == 0:
+            raise InputError(f"{source}: the picture has no pixels ({colour.width} x {colour.height})")
+        return colour, self._box(colour.size)
+
+    def _normalised(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        """(C, H, W) float32 of (C, H, W) bytes; each number depends on one byte only."""
+        return np.ascontiguousarray((pixels.astype(np.float32) / 255.0 - self._mean) / self._std, np.float32)
 
     def _box(self, size: tuple[int, int]) -> tuple[float, float, float, float]:
         width, height = size
@@ -236,12 +292,16 @@ def _check_pixels(size: tuple[int, int], source: str) -> None:
         raise InputError(f"{source}: {size[0]} x {size[1]} pixels are {_too_large()}")
 
 
-def _from_array(array: npt.NDArray[np.uint8], source: str) -> Image.Image:
-    from PIL import Image
-
+def _check_array(array: npt.NDArray[np.uint8], source: str) -> None:
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)) or array.size == 0:
         raise InputError(f"{source}: got a uint8 array of shape {array.shape}, expected (H, W), (H, W, 3) or (H, W, 4)")
     _check_pixels((array.shape[1], array.shape[0]), source)
+
+
+def _from_array(array: npt.NDArray[np.uint8], source: str) -> Image.Image:
+    from PIL import Image
+
+    _check_array(array, source)
     return Image.fromarray(np.ascontiguousarray(array[..., 0] if array.shape[2:] == (1,) else array))
 
 

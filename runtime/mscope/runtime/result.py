@@ -15,6 +15,19 @@ StageName = Literal["coarse", "fine", "full"]
 
 
 @dataclass(frozen=True)
+class DeviceTimes:
+    """What a device's own clock says of a batch, milliseconds.
+
+    Attributes:
+        parts: from one event on the stream to the next, in order: what the device did, or that it waited for the host.
+        total: from the first event to the last.
+    """
+
+    parts: dict[str, float]
+    total: float
+
+
+@dataclass(frozen=True)
 class Outcome:
     """The arrays of one batch. They are new and belong to the caller.
 
@@ -27,8 +40,9 @@ class Outcome:
         importance: (B, Nc) float32, the scores of the regions, in raster order; larger is more important.
         selected: (B, K) int64, the refined regions in raster order; a row of -1 where the image exited.
         stage_ms: wall time of each stage for the whole batch, milliseconds, host clock: "coarse", "select" (softmax,
-            exit decision, ranking, compaction) and "fine", or "full".
+            exit decision, ranking, compaction) and "fine", or "full"; "cascade" alone where the device decided.
         notes: lines for people on what did not go as it should have, though the numbers are right.
+        device: of the device's own clock, where it was asked for (`Scope.time_on_device`) and there is one.
     """
 
     logits: Floats
@@ -40,6 +54,7 @@ class Outcome:
     selected: Ints | None
     stage_ms: dict[str, float]
     notes: tuple[str, ...] = ()
+    device: DeviceTimes | None = None
 
     def image_ms(self, row: int) -> dict[str, float]:
         """One image's share of `stage_ms`: each stage's time divided by the images that went through it.

@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -19,9 +19,10 @@ from mscope.core.errors import InputError
 from mscope.core.manifest import Manifest
 from mscope.runtime.backends.base import KERNELS, Kernel, Runner
 from mscope.runtime.backends.cascade import Cascade, MayRefine
-from mscope.runtime.backends.registry import AUTO, Choice, RunnerOptions, choose
+from mscope.runtime.backends.registry import AUTO, PLACES, Choice, Place, RunnerOptions, choose
 from mscope.runtime.device.arrays import is_device_array
-from mscope.runtime.preprocess import Prepared, Preprocessor, check_finite, check_tensor
+from mscope.runtime.device.pictures import Pictures
+from mscope.runtime.preprocess import Prepared, Preprocessor, Unscaled, check_finite, check_tensor
 from mscope.runtime.result import Floats, Guess, Outcome, Result, StageName
 
 _MAX_THREADS = 1024
@@ -39,16 +40,24 @@ class Scope:
         backend: the backend's name, such as "ort-cpu".
         kernel: what runs the custom ops: "native" or "function" (the file's own standard operators).
         precision: of the files that run: "fp32", "fp16", "bf16", "int8" or "fp8".
-        preprocess: turns one picture into the tensor that `run` takes.
+        preprocess: turns one picture into the tensor that `run` takes, on the host.
         notes: lines for people on what was passed over with "auto", such as engines for another GPU.
     """
 
-    def __init__(self, manifest: Manifest, choice: Choice, runners: dict[Stage, Runner], cascade: Cascade) -> None:
+    def __init__(
+        self,
+        manifest: Manifest,
+        choice: Choice,
+        runners: dict[Stage, Runner],
+        cascade: Cascade,
+        preprocess: Place = "host",
+    ) -> None:
         self.manifest = manifest
         self.config = manifest.config
         self.backend = choice.entry.name
         self.precision = choice.precision
         self.notes = choice.notes
+        self._scales = preprocess == "device"
         self.preprocess = Preprocessor(manifest.preprocessing, manifest.config)
         self._runners = runners
         self._cascade = cascade
@@ -63,6 +72,8 @@ class Scope:
         threads: int | None = None,
         kernel: Kernel = "auto",
         precision: str = AUTO,
+        preprocess: Place = "host",
+        decide: Place = "host",
     ) -> Self:
         """Opens a bundle: checks every file's hash, opens its graphs and checks their interface.
 
@@ -76,19 +87,30 @@ class Scope:
                 them where they are.
             precision: of the files to run; "auto" takes the first of the backend's own order that the bundle has for
                 every stage. What is asked for is what runs, or an error.
+            preprocess: where decoded pictures are scaled and normalised: "device" uploads bytes and gives the same
+                bits. Needs a backend on a GPU and the CUDA kernels of the plugins part.
+            decide: where the exit of a single image is decided: "device" makes both stages one CUDA graph, with the
+                same answers. Needs engines, the CUDA kernels, and a driver for CUDA 12.4 or newer. Batches of several
+                images and calls with `may_refine` are decided on the host.
 
         Raises:
             BundleError: no bundle, damaged, changed, or of a newer schema.
             BackendError: the backend, kernel or precision is not to be had here, or cannot open the graphs.
-            InputError: an unknown backend, kernel or precision, fewer than one thread, or threads on a GPU.
+            InputError: an unknown backend, kernel, precision or place, fewer than one thread, threads on a GPU, or a
+                device's work on the CPU.
         """
         if threads is not None and not 1 <= threads <= _MAX_THREADS:
             raise InputError(f"threads are between 1 and {_MAX_THREADS}, got {threads}")
         if kernel not in KERNELS:
             raise InputError(f"unknown kernel '{kernel}': choose one of {', '.join(KERNELS)}")
+        for name, place in (("preprocess", preprocess), ("decide", decide)):
+            if place not in PLACES:
+                raise InputError(f"--{name} is one of {', '.join(PLACES)}, got '{place}'")
         folder = latest_bundle() if bundle is None else Path(bundle)
         manifest = load_manifest(folder)
-        options = RunnerOptions(threads=threads, kernel=kernel)
+        if decide == "device" and manifest.config.arch == "vim":
+            raise InputError("--decide has no meaning for a plain ViM bundle, which has no early exit: leave it out")
+        options = RunnerOptions(threads=threads, kernel=kernel, preprocess=preprocess, decide=decide)
         choice = choose(manifest, folder, backend, precision, options)
         runners: dict[Stage, Runner] = {}
         try:
@@ -96,7 +118,7 @@ class Scope:
                 runner = choice.entry.runner(graph, folder / choice.variants[graph.stage].file, options)
                 runner.activate()
                 runners[graph.stage] = runner
-            return cls(manifest, choice, runners, choice.entry.cascade(manifest, runners))
+            return cls(manifest, choice, runners, choice.entry.cascade(manifest, runners, options), preprocess)
         except BaseException:
             for runner in runners.values():
                 runner.close()
@@ -144,19 +166,40 @@ class Scope:
         prepared, times = [], []
         for image, name in zip(images, names, strict=True):
             start = time.perf_counter()
-            prepared.append(self.preprocess(image, name))
+            prepared.append(self.prepare(image, name))
             times.append((time.perf_counter() - start) * 1e3)
         return self.results(self.run(self.stack(prepared), eta), names, times, eta=eta, topk=topk)
 
-    def stack(self, prepared: Sequence[Prepared]) -> Floats:
-        """The tensors of prepared pictures as one batch (B, C, H, W) float32; B may be 0."""
+    def prepare(self, image: Any, source: str | None = None, *, keep_view: bool = False) -> Prepared | Unscaled:
+        """A picture as `stack` takes it, whoever scales it; arguments as of `preprocess`."""
+        make = self.preprocess.unscaled if self._scales else self.preprocess
+        return make(image, source, keep_view=keep_view)
+
+    @overload
+    def stack(self, prepared: Sequence[Prepared]) -> Floats: ...
+
+    @overload
+    def stack(self, prepared: Sequence[Prepared | Unscaled]) -> Floats | Pictures: ...
+
+    def stack(self, prepared: Sequence[Prepared | Unscaled]) -> Floats | Pictures:
+        """Prepared pictures as a batch for `run`: (B, C, H, W) float32, B may be 0; or what a device is to scale."""
         if not prepared:
             return np.zeros((0, *self._shape), np.float32)
-        return np.stack([picture.tensor for picture in prepared])
+        tensors = [picture.tensor for picture in prepared if isinstance(picture, Prepared)]
+        if len(tensors) == len(prepared):
+            return np.stack(tensors)
+        return Pictures([picture.crop if isinstance(picture, Unscaled) else picture.tensor for picture in prepared])
+
+    def time_on_device(self, on: bool = True) -> bool:
+        """Whether outcomes have times of the device's own clock from now on (`Outcome.device`): False on the CPU.
+
+        Events on the stream cost some microseconds a batch: for profiling.
+        """
+        return self._cascade.time_on_device(on)
 
     def run(
         self,
-        tensor: npt.NDArray[np.float32] | Any,
+        tensor: npt.NDArray[np.float32] | Pictures | Any,
         eta: float | None = None,
         *,
         refine_all: bool = False,
@@ -167,7 +210,7 @@ class Scope:
         Args:
             tensor: (B, C, H, W) float32, normalised; B may be 0. Not modified. With a backend on a GPU it may lie
                 there: anything with `__dlpack__` or `__cuda_array_interface__` (torch, CuPy, PyCUDA), dense, is read
-                in place, and its numbers are not checked for NaN beforehand.
+                in place, and its numbers are not checked for NaN beforehand. Or what `stack` gave.
             eta: as in a call for one image.
             refine_all: every image goes through both stages, however sure the coarse one is (eta 1 lets the perfectly
                 sure exit): what calibration measures. Without meaning for a plain ViM.
@@ -179,6 +222,10 @@ class Scope:
             BackendError: the backend failed or gave NaN.
         """
         eta = self._check_eta(eta)
+        if isinstance(tensor, Pictures):
+            if not self._scales:
+                raise InputError("tensor: pictures still to be scaled need a scope loaded with preprocess='device'")
+            return self._cascade.run(tensor, eta, refine_all=refine_all, may_refine=may_refine)
         if is_device_array(tensor):
             image = self._cascade.take(tensor)
             return self._cascade.run(image, eta, refine_all=refine_all, may_refine=may_refine)

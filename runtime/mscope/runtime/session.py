@@ -11,7 +11,7 @@ from mscope.core.errors import InputError
 from mscope.core.geometry import coarse_grid
 from mscope.runtime.deadline import Deadline
 from mscope.runtime.outputs import OutputArrays, OverlayFolder
-from mscope.runtime.preprocess import Prepared
+from mscope.runtime.preprocess import Prepared, Unscaled
 from mscope.runtime.result import FrameStamp, Result
 from mscope.runtime.scope import Scope
 from mscope.runtime.sources import Item
@@ -53,7 +53,7 @@ class _Image:
 @dataclass(frozen=True)
 class _Ready:
     image: _Image
-    prepared: Prepared
+    prepared: Prepared | Unscaled
     preprocess_ms: float
 
 
@@ -113,7 +113,7 @@ def run_items(
         if deadline is not None and not waiting:
             deadline.start(image.spent_ms + image.waited_ms)
         try:
-            prepared = scope.preprocess(image.load(), image.name, keep_view=overlays is not None)
+            prepared = scope.prepare(image.load(), image.name, keep_view=overlays is not None)
         except InputError as problem:
             on_problem(problem)
             on_done()

@@ -60,12 +60,12 @@ class BoundContext:
         if self._graph is not None:
             self._graph.launch(stream)
             return ""
-        self._enqueue(stream)
+        self.enqueue(stream)
         self._runs += 1
         if self._runs != 2 or not self._capture:
             return ""
         try:
-            self._graph = stream.capture(lambda: self._enqueue(stream))
+            self._graph = stream.capture(lambda: self.enqueue(stream))
         except BackendError as error:
             return str(error)
         return ""
@@ -76,7 +76,8 @@ class BoundContext:
             self._graph.close()
         self._graph = self._context = None
 
-    def _enqueue(self, stream: Stream) -> None:
+    def enqueue(self, stream: Stream) -> None:
+        """Queues it kernel by kernel, or into what is being captured on the stream. Raises BackendError."""
         if not self._context.execute_async_v3(stream.handle):
             raise BackendError(refused("TensorRT did not run the engine", self._complaints()))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from mscope.core.errors import InputError
 from mscope.core.geometry import coarse_grid, regions_refined
 from mscope.core.manifest import Manifest
 from mscope.runtime.backends.base import Runner
-from mscope.runtime.result import Floats, Ints, Outcome, StageName
+from mscope.runtime.result import DeviceTimes, Floats, Ints, Outcome, StageName
 
 Rows = npt.NDArray[np.intp]
 # Given the coarse confidences (B,) float32 and which images are to be refined (B,), which of these are. Called after
@@ -61,7 +61,7 @@ class Cascade(ABC):
         """The outcome of a batch (B, C, H, W) float32; B may be 0.
 
         Args:
-            image: as the backend takes it: an array on the host, or a `DeviceArray`.
+            image: as the backend takes it: an array on the host, a `DeviceArray`, or `Pictures` still to be scaled.
             eta: from which confidence on an image exits; None for a plain ViM.
             refine_all: no image exits.
             may_refine: has the last word on which images go on.
@@ -81,6 +81,10 @@ class Cascade(ABC):
             f"tensor: a {type(array).__name__} on a CUDA device, which this backend does not read: move it to the host "
             "(torch: .cpu().numpy(), CuPy and PyCUDA: .get()), or take a backend on the GPU"
         )
+
+    def time_on_device(self, on: bool) -> bool:
+        """Whether outcomes will have times of the device's own clock, if there is one; it costs a little."""
+        return False
 
     def close(self) -> None:
         """Releases what the cascade owns beside its runners; further calls do nothing."""
@@ -123,21 +127,43 @@ class Cascade(ABC):
         if may_refine is not None and wanted.any():
             wanted &= may_refine(coarse_confidence, wanted)
         refined = np.flatnonzero(wanted)
-        count = regions_refined(self.config.alpha, coarse_grid(self.config).count)
-        selected = np.full((len(image), count), -1, np.int64)
-        logits, final_confidence = seen.logits.copy(), coarse_confidence.copy()
+        chosen = np.zeros((0, self._count), np.int64)
         if refined.size:
-            chosen, remaining = select_regions(seen.importance[refined], count)
-            selected[refined] = chosen
+            chosen, remaining = select_regions(seen.importance[refined], self._count)
             kept = self._compact(seen.kept, refined)
         selection_done = time.perf_counter()
 
+        fine_logits = seen.logits[:0]
         if refined.size:
             fine_logits = self._run_fine(kept, chosen, remaining)
-            logits[refined] = fine_logits
-            final_confidence[refined] = confidence(fine_logits, self.temperature.fine)
+        outcome = self._outcome(seen, coarse_confidence, refined, chosen, fine_logits)
         done = time.perf_counter()
-        stages: list[StageName] = ["coarse"] * len(image)
+        stage_ms = {
+            "coarse": (coarse_done - started) * 1e3,
+            "select": (selection_done - coarse_done) * 1e3,
+            "fine": (done - selection_done) * 1e3,
+        }
+        return replace(outcome, stage_ms=stage_ms)
+
+    @property
+    def _count(self) -> int:
+        return regions_refined(self.config.alpha, coarse_grid(self.config).count)
+
+    def _outcome(
+        self, seen: Seen, coarse_confidence: Floats, refined: Rows, chosen: Ints, fine_logits: Floats
+    ) -> Outcome:
+        """The outcome of a batch of which the rows `refined` went on; its times are still to be filled in.
+
+        Args:
+            chosen: (len(refined), K), their regions.
+            fine_logits: (len(refined), classes).
+        """
+        selected = np.full((len(seen.logits), self._count), -1, np.int64)
+        logits, final_confidence = seen.logits.copy(), coarse_confidence.copy()
+        selected[refined], logits[refined] = chosen, fine_logits
+        if refined.size:
+            final_confidence[refined] = confidence(fine_logits, self.temperature.fine)
+        stages: list[StageName] = ["coarse"] * len(seen.logits)
         for row in refined:
             stages[row] = "fine"
         return Outcome(
@@ -148,11 +174,7 @@ class Cascade(ABC):
             coarse_confidence=coarse_confidence,
             importance=seen.importance,
             selected=selected,
-            stage_ms={
-                "coarse": (coarse_done - started) * 1e3,
-                "select": (selection_done - coarse_done) * 1e3,
-                "fine": (done - selection_done) * 1e3,
-            },
+            stage_ms={},
             notes=self.notes,
         )
 
@@ -203,4 +225,14 @@ def _joined(parts: list[Outcome]) -> Outcome:
         selected=rows("selected"),
         stage_ms={name: sum(part.stage_ms[name] for part in parts) for name in parts[0].stage_ms},
         notes=parts[-1].notes,
+        device=_joined_times([part.device for part in parts]),
     )
+
+
+def _joined_times(parts: list[DeviceTimes | None]) -> DeviceTimes | None:
+    known = [part for part in parts if part is not None]
+    if len(known) < len(parts):
+        return None
+    names = dict.fromkeys(name for part in known for name in part.parts)
+    sums = {name: sum(part.parts.get(name, 0.0) for part in known) for name in names}
+    return DeviceTimes(sums, sum(part.total for part in known))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -56,6 +56,19 @@ class DeviceRunner(Runner):
     @abstractmethod
     def bucket(self, rows: int) -> int:
         """The batch to run `rows` images as, so that few sizes occur: in `smallest` ... `largest`, at least `rows`."""
+
+    def recorder(self, batch: int, addresses: Mapping[str, int], stream: Stream) -> Callable[[Stream], None]:
+        """What queues the graph on a stream that is being captured, any number of times; closed with the runner.
+
+        The graph is queued on `stream` once, as capturing wants it. Arguments as of `enqueue`; addresses stay valid.
+
+        Raises:
+            BackendError: no CUDA graph can hold it.
+        """
+        raise BackendError(
+            f"{self.path.name} runs on streams of its backend's own, which no CUDA graph can hold: leave --decide device "
+            "out, or take engines"
+        )
 
     def check_output(self, name: str, array: Array) -> None:
         """Raises BackendError where an output has another shape or dtype than the contract's, NaN or infinity."""

@@ -9,7 +9,7 @@ import platform
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, cast, get_args
+from typing import TYPE_CHECKING, Literal, cast, get_args
 
 from mscope.core.contract import Graph, Stage
 from mscope.core.engine import Flavour
@@ -26,9 +26,11 @@ if TYPE_CHECKING:
 __all__ = [
     "AUTO",
     "BACKENDS",
+    "PLACES",
     "Availability",
     "Choice",
     "Entry",
+    "Place",
     "RunnerOptions",
     "available_backends",
     "choose",
@@ -37,21 +39,39 @@ __all__ = [
 ]
 
 AUTO = "auto"
+Place = Literal["host", "device"]
+PLACES: tuple[Place, ...] = ("host", "device")
 
 
 @dataclass(frozen=True)
 class RunnerOptions:
-    """What a run asks of a backend: threads (None: the backend's choice) and the kernel of the custom ops."""
+    """What a run asks of a backend.
+
+    Attributes:
+        threads: None: the backend's choice.
+        kernel: of the custom ops.
+        preprocess: where decoded pictures are scaled and normalised.
+        decide: where the exit of a single image is decided.
+    """
 
     threads: int | None = None
     kernel: Kernel = "auto"
+    preprocess: Place = "host"
+    decide: Place = "host"
+
+    @property
+    def needs_device(self) -> str:
+        """The option that only a backend on a GPU can fulfil; "" where there is none."""
+        if self.preprocess == "device":
+            return "--preprocess device"
+        return "--decide device" if self.decide == "device" else ""
 
 
 def _any_file(path: Path, variant: Variant, kernel: Kernel) -> str:
     return ""
 
 
-def _host_cascade(manifest: Manifest, runners: Mapping[Stage, Runner]) -> Cascade:
+def _host_cascade(manifest: Manifest, runners: Mapping[Stage, Runner], options: RunnerOptions) -> Cascade:
     from mscope.runtime.backends.cascade import HostCascade
 
     return HostCascade(manifest, runners)
@@ -78,7 +98,7 @@ class Entry:
     probe: Callable[[], Availability]
     runner: Callable[[Graph, Path, RunnerOptions], Runner]
     mismatch: Callable[[Path, Variant, Kernel], str] = _any_file
-    cascade: Callable[[Manifest, Mapping[Stage, Runner]], Cascade] = _host_cascade
+    cascade: Callable[[Manifest, Mapping[Stage, Runner], RunnerOptions], Cascade] = _host_cascade
     on_device: bool = False
 
 
@@ -129,10 +149,11 @@ def _function_only(path: Path, variant: Variant, kernel: Kernel) -> str:
     return "ONNX Runtime has the native kernels on the CPU only: leave --kernel out" if kernel == "native" else ""
 
 
-def _device_cascade(manifest: Manifest, runners: Mapping[Stage, Runner]) -> Cascade:
+def _device_cascade(manifest: Manifest, runners: Mapping[Stage, Runner], options: RunnerOptions) -> Cascade:
     from mscope.runtime.device.cascade import DeviceCascade
 
-    return DeviceCascade(manifest, cast("Mapping[Stage, DeviceRunner]", runners))
+    scales, decides = options.preprocess == "device", options.decide == "device"
+    return DeviceCascade(manifest, cast("Mapping[Stage, DeviceRunner]", runners), scales=scales, decides=decides)
 
 
 def _engines(flavour: Flavour) -> Entry:
@@ -214,13 +235,15 @@ def choose(manifest: Manifest, folder: Path, backend: str, precision: str, optio
         options: what else is asked.
 
     Raises:
-        InputError: an unknown backend or precision, or threads for a backend on a GPU.
+        InputError: an unknown backend or precision, threads for a backend on a GPU, or a GPU's work for one on the CPU.
         BackendError: not available, or the bundle has no files for it; says what is missing and how to get it.
     """
     if backend != AUTO:
         entry = choose_backend(backend)
         if entry.on_device and options.threads is not None:
             raise InputError(f"threads are for backends on the CPU: leave --threads out with --backend {backend}")
+        if options.needs_device and not entry.on_device:
+            raise InputError(f"{options.needs_device} is for backends on a GPU: leave it out with --backend {backend}")
         if entry.format == "onnx":
             _check_there(manifest, folder, precision)
         return Choice(entry, *choose_variants(manifest, entry, precision, folder, options.kernel))
@@ -230,6 +253,9 @@ def choose(manifest: Manifest, folder: Path, backend: str, precision: str, optio
         found = entry.probe()
         if not found.available or (entry.on_device and options.threads is not None):
             reasons.append(f"{entry.name}: {found.missing or 'it has no threads to choose'}")
+            continue
+        if options.needs_device and not entry.on_device:
+            reasons.append(f"{entry.name}: it has no GPU for {options.needs_device}")
             continue
         try:
             chosen, variants = choose_variants(manifest, entry, precision, folder, options.kernel)

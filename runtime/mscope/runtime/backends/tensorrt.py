@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,7 @@ class EngineRunner(DeviceRunner):
         self._memory: Memory | None = None
         self._scratch = (0, 0)
         self._bound: OrderedDict[tuple[int, ...], BoundContext] = OrderedDict()
+        self._recorded: list[BoundContext] = []
 
     @property
     def kernel(self) -> str:
@@ -73,6 +74,12 @@ class EngineRunner(DeviceRunner):
             note = f"{self.path.name}: no CUDA graph at batch {batch} ({reason}): launched kernel by kernel"
             if note not in self.notes:
                 self.notes.append(note)
+
+    def recorder(self, batch: int, addresses: Mapping[str, int], stream: Stream) -> Callable[[Stream], None]:
+        bound = BoundContext(self._context(), self._graph_shapes(batch), addresses, self._log, capture=False)
+        self._recorded.append(bound)
+        bound.run(stream)
+        return bound.enqueue
 
     def _open(self) -> None:
         self._record = load_engine_record(self.path)
@@ -118,9 +125,10 @@ class EngineRunner(DeviceRunner):
         return found[modes.INPUT], found[modes.OUTPUT]
 
     def _release(self) -> None:
-        for bound in self._bound.values():
+        for bound in (*self._bound.values(), *self._recorded):
             bound.close()
         self._bound.clear()
+        self._recorded.clear()
         # An engine must go before the runtime that made it.
         self._config = self._engine = None
         self._runtime = None

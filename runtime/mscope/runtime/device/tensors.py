@@ -46,7 +46,7 @@ class StagedTensor(DeviceTensor):
         self._describe(tensor, rows)
         self._stream = stream
         self._host_address, mapped = memory.on_host(self._bytes, self._purpose)
-        self.host = _array_at(self._host_address, self.dtype, (rows, *self.shape))
+        self.host = host_array(self._host_address, self.dtype, (rows, *self.shape))
         self.host[...] = 0
         self._shared = device.integrated
         if self._shared:
@@ -55,10 +55,12 @@ class StagedTensor(DeviceTensor):
             self.address = memory.on_device(self._bytes, self._purpose)
             stream.zero(self.address, self._bytes)
 
-    def upload(self, rows: int) -> None:
-        """Queues the copy of the first rows to the device."""
+    def upload(self, rows: int, *, first: int = 0) -> None:
+        """Queues the copy of `rows` rows to the device, from row `first` on."""
         if not self._shared:
-            self._stream.copy(self.address, self._host_address, rows * self.row_bytes, "HostToDevice")
+            start = first * self.row_bytes
+            size = rows * self.row_bytes
+            self._stream.copy(self.address + start, self._host_address + start, size, "HostToDevice")
 
     def download(self, rows: int) -> None:
         """Queues the copy of the first rows to the host."""
@@ -66,7 +68,8 @@ class StagedTensor(DeviceTensor):
             self._stream.copy(self._host_address, self.address, rows * self.row_bytes, "DeviceToHost")
 
 
-def _array_at(address: int, dtype: npt.DTypeLike, shape: tuple[int, ...]) -> npt.NDArray[Any]:
+def host_array(address: int, dtype: npt.DTypeLike, shape: tuple[int, ...]) -> npt.NDArray[Any]:
+    """An array over host memory that somebody else owns."""
     count = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
     if count == 0:
         return np.zeros(shape, dtype)

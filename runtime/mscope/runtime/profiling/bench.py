@@ -62,13 +62,15 @@ def open_bench(options: ProfileOptions, clock: Clock, on_progress: Progress) -> 
     """
 
     def load_scope(folder: Path) -> Scope:
-        return Scope.load(
+        scope = Scope.load(
             folder,
             backend=options.backend,
             threads=options.threads,
             kernel=options.kernel,
             precision=options.precision,
         )
+        scope.time_on_device()
+        return scope
 
     on_progress("loading", 0.0)
     folder = latest_bundle() if options.bundle is None else options.bundle

@@ -15,8 +15,8 @@ PATH_WORDS = {"exit": "exit (coarse only)", "refine": "refine (coarse + fine)", 
 _PATH_COLOURS = {"exit": 0, "refine": 1, "plain": 2}
 _KIND_COLOURS = {"projection": 0, "scan": 1, "conv": 3, "norm": 4, "other": 2}
 _PART_COLOURS = {
-    "preprocess": 4, "check": 6, "upload": 5, "coarse": 0, "select": 3, "fine": 1, "full": 2, "download": 5,
-    "postprocess": 7,
+    "preprocess": 4, "check": 6, "upload": 5, "coarse": 0, "select": 3, "decision": 3, "fine": 1, "full": 2,
+    "cascade": 2, "download": 6, "postprocess": 7,
 }  # fmt: skip
 # Quantiles of the distribution curves; the last of a long tail would squeeze everything else.
 _SHARES = np.concatenate([np.linspace(0.0, 0.99, 199), [0.995]])
@@ -41,7 +41,8 @@ def figures(profile: Profile) -> list[Figure]:
     found: list[Figure] = []
     for batch in profile.batches[:_MAX_BATCHES]:
         many = f", batch {batch.batch}" if len(profile.batches) > 1 else ""
-        found += [_distribution(batch, many), _split(batch, many)]
+        on_device = _device_split(batch, many)
+        found += [_distribution(batch, many), _split(batch, many), *([] if on_device is None else [on_device])]
         expected = _expected(batch, many)
         accuracy = _accuracy(batch, many)
         energy = _energy(profile, batch, many)
@@ -94,11 +95,35 @@ def _split(batch: BatchProfile, many: str) -> Figure:
     )
     return Figure(
         f"Where the time goes{many}",
-        "Medians of the parts of each path; at the bars' ends the median of the whole.",
+        "Medians of the parts of each path by the host's clock; at the bars' ends the median of the whole.",
         svg,
         ("median ms", *names),
         tuple(rows),
     )
+
+
+def _device_split(batch: BatchProfile, many: str) -> Figure | None:
+    timed = {
+        name: (path.device_parts, path.device_total)
+        for name, path in batch.paths.items()
+        if path.device_parts is not None and path.device_total is not None
+    }
+    if not timed:
+        return None
+    names = list(dict.fromkeys(part for parts, _ in timed.values() for part in parts))
+    bars, rows = [], []
+    for name, (parts, total) in timed.items():
+        values = [parts[part].summary.p50_ms if part in parts else 0.0 for part in names]
+        bars.append(Bar(name, values, f"{total.summary.p50_ms:.2f} ms"))
+        rows.append((PATH_WORDS[name], *(f"{value:.3f}" if value else "" for value in values)))
+    title = f"Where the GPU's time goes{many}"
+    series = [(name, _PART_COLOURS.get(name, 6)) for name in names]
+    svg = bar_chart(f"device{batch.batch}", title, "Median milliseconds of each part, device clock.", series, bars)
+    caption = (
+        "Medians by the device's own clock, from the first copy to the last. In 'decision' the GPU waits for the host, "
+        "or moves the images that go on."
+    )
+    return Figure(title, caption, svg, ("median ms, device clock", *names), tuple(rows))
 
 
 def _expected(batch: BatchProfile, many: str) -> Figure | None:

@@ -33,7 +33,7 @@ def to_markdown(profile: Profile) -> str:
     lines += ["> Doubtful:", ">", *(f"> - {plain(line)}" for line in doubts)] if doubts else []
     if doubts:
         lines.append("")
-    lines += [*_paths(profile), "", *_expected(profile)]
+    lines += [*_paths(profile), "", *_device_clock(profile), *_expected(profile)]
     where = machine.device or f"{machine.cpu}, {machine.cores} cores"
     threads = "" if runtime.threads is None else f", {runtime.threads} threads"
     versions = ", ".join(f"{name} {version}" for name, version in profile.versions.items())
@@ -65,6 +65,26 @@ def _paths(profile: Profile) -> list[str]:
             ]  # fmt: skip
             rows.append([*row, _energy(joules.get((name, batch.batch)))] if joules else row)
     return _table(head, rows)
+
+
+def _device_clock(profile: Profile) -> list[str]:
+    timed = [
+        (batch.batch, name, path.device_parts, path.device_total)
+        for batch in profile.batches
+        for name, path in batch.paths.items()
+        if path.device_parts is not None and path.device_total is not None
+    ]
+    if not timed:
+        return []
+    names = list(dict.fromkeys(part for _, _, parts, _ in timed for part in parts))
+    rows = [
+        [
+            _PATHS[name], str(batch), f"{total.summary.p50_ms:.3f}",
+            *(f"{parts[part].summary.p50_ms:.3f}" if part in parts else "" for part in names),
+        ]
+        for batch, name, parts, total in timed
+    ]  # fmt: skip
+    return [*_table(["device clock, p50 ms", "batch", "in all", *names], rows), ""]
 
 
 def _energy(entry: PathEnergy | None) -> str:

@@ -23,11 +23,12 @@ MIN_ROUNDS = 10
 
 @dataclass(frozen=True)
 class Timing:
-    """One batch on one path, milliseconds: the whole by the host's clock, its parts, and a device's own clock's."""
+    """One batch on one path, milliseconds: the whole by the host's clock, its parts, and both by a device's own."""
 
     total_ms: float
     parts_ms: Mapping[str, float]
     device_ms: Mapping[str, float] | None = None
+    device_total_ms: float | None = None
 
 
 Case = Callable[[], Timing]

@@ -164,14 +164,26 @@ def _path_profile(batch: int, measured: Measured, name: str) -> PathProfile:
     total = series_of([timing.total_ms for timing in timings])
     parts = series([timing.parts_ms for timing in timings])
     on_device = [timing.device_ms for timing in timings if timing.device_ms is not None]
+    in_all = [timing.device_total_ms for timing in timings if timing.device_total_ms is not None]
+    device_parts = device_total = None
+    if len(on_device) == len(in_all) == len(timings):
+        device_parts, device_total = series(on_device, "device"), series_of(in_all, "device")
     mean = total.summary.mean_ms
     return PathProfile(
         total=total,
         parts=parts,
-        device_parts=series(on_device, "device") if len(on_device) == len(timings) else None,
-        split_gap=abs(sum(part.summary.mean_ms for part in parts.values()) - mean) / mean if mean > 0 else 0.0,
+        device_parts=device_parts,
+        device_total=device_total,
+        split_gap=_gap(parts, total),
+        device_gap=None if device_parts is None or device_total is None else _gap(device_parts, device_total),
         images_per_second=batch / mean * 1e3 if mean > 0 else 0.0,
     )
+
+
+def _gap(parts: Mapping[str, Series], total: Series) -> float:
+    """By how much the parts miss the total, as a share of it."""
+    mean = total.summary.mean_ms
+    return abs(sum(part.summary.mean_ms for part in parts.values()) - mean) / mean if mean > 0 else 0.0
 
 
 def _idle_gaps(bench: Bench, options: ProfileOptions, sleep: Sleep, on_progress: Progress) -> tuple[IdleGap, ...]:

@@ -116,15 +116,20 @@ class PathProfile(_Strict):
         parts: what the total is made of, in order, each as long as `total`: "preprocess" (decoding, resizing), "check"
             (stacking the batch, validating it), then the stages as the backend names them ("coarse", "select", "fine",
             or "full"; "upload" and "download" where it has them), and "postprocess" (softmax, classes, results).
-        device_parts: those that a device's own clock measured too, where the backend has one; None on the CPU.
-        split_gap: the largest |sum of the parts - total| / total over the samples' medians and means.
+        device_parts: what a device's own clock says, in order, where the backend has one; None on the CPU. "upload" (or
+            "preprocess", where it scales pictures), "coarse", "download", "decision" (the device waits for the host, or
+            moves rows), "fine", or "full"; "cascade" where the device decides. In all `device_total`, which is less
+            than `total`: the host's own work before and after is not in it.
+        split_gap, device_gap: |sum of the parts - total| / total, of the means.
         images_per_second: batch / mean total, one batch at a time.
     """
 
     total: Series
     parts: dict[str, Series]
     device_parts: dict[str, Series] | None = None
+    device_total: Series | None = None
     split_gap: float
+    device_gap: float | None = None
     images_per_second: float
 
 

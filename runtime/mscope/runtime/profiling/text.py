@@ -49,8 +49,13 @@ def _heading(profile: Profile) -> list[str]:
     return [
         f"{bundle.name} ({bundle.arch}, {bundle.resolution[0]} x {bundle.resolution[1]}, weights: {bundle.weights})",
         f"{runtime.backend}, {runtime.kernel} kernels, {runtime.precision}, {threads}; {where}{mode}",
-        "milliseconds of a batch, host clock",
+        f"milliseconds of a batch, host clock{_other_clock(profile)}",
     ]
+
+
+def _other_clock(profile: Profile) -> str:
+    timed = any(path.device_total is not None for batch in profile.batches for path in batch.paths.values())
+    return '; below "device clock" the GPU\'s own' if timed else ""
 
 
 def _batch_table(batch: BatchProfile) -> Table:
@@ -68,6 +73,10 @@ def _batch_table(batch: BatchProfile) -> Table:
         for part, series in path.parts.items():
             summary = series.summary
             table.add_row(f"  {part}", _ms(summary.p50_ms), style="dim")
+        if path.device_parts is not None and path.device_total is not None:
+            table.add_row("  device clock", _ms(path.device_total.summary.p50_ms), style="dim")
+            for part, series in path.device_parts.items():
+                table.add_row(f"    {part}", _ms(series.summary.p50_ms), style="dim")
     return table
 
 

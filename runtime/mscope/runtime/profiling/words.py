@@ -188,6 +188,8 @@ def _doubts(batch: BatchProfile) -> list[str]:
     for name, path in batch.paths.items():
         if path.split_gap > SPLIT_GAP:
             lines.append(f"{at}, {name}: the parts miss the total by {path.split_gap * 100:.1f} %")
+        if path.device_gap is not None and path.device_gap > SPLIT_GAP:
+            lines.append(f"{at}, {name}: the device's parts miss its total by {path.device_gap * 100:.1f} %")
     count = min(path.total.summary.count for path in batch.paths.values())
     if count < P99_SAMPLES:
         lines.append(f"{at}: p99 of {count} samples is little else than the maximum: use a longer --duration")

@@ -99,7 +99,10 @@ class Workload:
             **stages,
             "postprocess": (done - ran) * 1e3,
         }
-        return Timing((done - started) * 1e3, parts)
+        device = outcome.device
+        if device is None:
+            return Timing((done - started) * 1e3, parts)
+        return Timing((done - started) * 1e3, parts, device.parts, device.total)
 
 
 def made_up_picture(recipe: Preprocessing, seed: int = 0) -> npt.NDArray[np.uint8]:

@@ -116,12 +116,13 @@ class StreamLibrary(cuda_host.HostLibrary):
     def mscope_cuda_select(self, params: Any, device: int, stream: Any) -> int:
         given = type(params._obj).from_buffer_copy(params._obj)
         for address, count in (
-            (given.logits, 4 * given.classes), (given.importance, 4 * given.regions), (given.threshold, 4),
+            (given.logits, 4 * given.classes), (given.importance, 4 * given.regions),
             (given.selected, 8 * given.selected_regions),
             (given.remaining, 8 * (given.regions - given.selected_regions)),
             (given.report, 8 * (1 + given.selected_regions)),
         ):  # fmt: skip
             self._check(address, given.batch * count)
+        self._check(given.threshold, 4)
         return self._launch(stream, "select", lambda: cuda_host.library().host_select(ctypes.byref(given), 0))
 
     def _check(self, address: int, nbytes: int) -> None:

@@ -54,6 +54,30 @@ def test_every_cuda_name_in_the_runtime_exists() -> None:
     assert real.cudaError_t.cudaErrorIllegalAddress == 700
 
 
+def test_a_branch_is_described_by_the_real_fields() -> None:
+    """Structures and returns that no signature tells of, and what enumerations are passed as."""
+    real = pytest.importorskip("cuda.bindings.runtime")
+    ours, theirs = FakeCuda().cudaGraphNodeParams(), real.cudaGraphNodeParams()
+    for params in (ours, theirs):
+        params.type = real.cudaGraphNodeType.cudaGraphNodeTypeConditional
+        params.conditional.handle = 77
+        params.conditional.type = real.cudaGraphConditionalNodeType.cudaGraphCondTypeIf
+        params.conditional.size = 1
+    assert int(theirs.conditional.handle) == 77
+    assert len(theirs.conditional.phGraph_out) == 1
+    assert set(type(ours.conditional).__slots__) <= set(dir(theirs.conditional))
+    assert int(real.cudaGraphConditionalHandle(77)) == 77
+    assert int(real.cudaGraphConditionalHandleFlags.cudaGraphCondAssignDefault) == 1
+    assert int(real.cudaStreamUpdateCaptureDependenciesFlags.cudaStreamSetCaptureDependencies) == 1
+    assert int(real.cudaStreamCaptureStatus.cudaStreamCaptureStatusActive) == 1
+    told = real.cudaStreamGetCaptureInfo.__doc__
+    returned = re.findall(r"^(\w+_out) : ", told[told.index("Returns") :], re.MULTILINE)
+    assert [name.removesuffix("_out") for name in returned] == [
+        "captureStatus", "id", "graph", "dependencies", "edgeData", "numDependencies",
+    ]  # fmt: skip
+    assert real.cudaRuntimeGetVersion()[1] >= 13000, "these names are those of CUDA 13"
+
+
 @pytest.mark.parametrize(
     "name",
     [

@@ -66,8 +66,8 @@ class DeviceRunner(Runner):
             BackendError: no CUDA graph can hold it.
         """
         raise BackendError(
-            f"{self.path.name} runs on streams of its backend's own, which no CUDA graph can hold: leave --decide device "
-            "out, or take engines"
+            f"{self.path.name} runs on streams of its backend's own, which no CUDA graph can hold: "
+            "leave --decide device out, or take engines"
         )
 
     def check_output(self, name: str, array: Array) -> None:

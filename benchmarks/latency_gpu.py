@@ -7,7 +7,9 @@ Two ways, each in its own table:
     torch     the networks with the project's CUDA kernels, each stage one CUDA graph, device clock (events around a
               replay); beside DeiT of the same size under torch.compile, as one CUDA graph too
     engines   for every --bundle: its TensorRT engines through the runtime, host clock from the call to the end, tensors
-              on the device; and the whole cascade through Scope.run, pictures on the host
+              on the device; the whole cascade through Scope.run, tensors on the host (run_exit, run_refined), and at
+              batch 1 the same with --decide device (..._decided); 1080p frames from the decoded picture to the answer,
+              scaled on the host (frame) and with --preprocess device (frame_scaled)
 
 Rounds are interleaved, so that a change of clock meets all columns alike. Weights are random and in float16; A, D, the
 biases of delta and the residual are in float32. A = -exp(A_log) is made anew in every pass, as the networks do. Writes
@@ -24,6 +26,7 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from datetime import date
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -172,6 +175,36 @@ def torch_line(size: str, batch: int, dtype: Any, rounds: int, notes: list[str])
         return {"way": "torch", "size": size, "batch": batch, **with_rate(interleaved(timers, rounds))}
 
 
+def with_device_work(
+    stack: ExitStack, folder: Path, backend: str, *, adaptive: bool
+) -> tuple[dict[str, Any], list[str]]:
+    """Scopes on which the device decides and scales, as far as they are to be had; and why the others are not."""
+    from mscope.core.errors import MscopeError
+    from mscope.runtime import Scope
+
+    scopes, notes = {}, []
+    for name in ("decide", "preprocess") if adaptive else ("preprocess",):
+        try:
+            scopes[name] = stack.enter_context(Scope.load(folder, backend=backend, **{name: "device"}))  # type: ignore[arg-type]
+        except MscopeError as error:
+            notes.append(f"{folder.name}: {error}")
+    return scopes, notes
+
+
+def frames(scope: Any, batch: int) -> Call:
+    """1080p frames, decoded, to their answers: every image refined where there is something to refine."""
+    pictures = [np.random.default_rng(row).integers(0, 256, (1080, 1920, 3), dtype=np.uint8) for row in range(batch)]
+    adaptive = scope.config.arch != "vim"
+
+    def once() -> float:
+        start = time.perf_counter()
+        ready = scope.stack([scope.prepare(picture) for picture in pictures])
+        scope.run(ready, refine_all=adaptive)
+        return (time.perf_counter() - start) * 1e3
+
+    return once
+
+
 def engine_lines(folder: Path, backend: str, batches: list[int], rounds: int) -> list[dict[str, Any]]:
     """The engines of a bundle, each stage alone and the cascade whole."""
     from mscope.runtime import Scope
@@ -187,6 +220,7 @@ def engine_lines(folder: Path, backend: str, batches: list[int], rounds: int) ->
         if not runners:
             raise SystemExit(f"{folder}: backend {backend} runs on the host: nothing to measure")
         device = next(iter(runners.values())).device
+        others, notes = with_device_work(stack, folder, backend, adaptive=scope.config.arch != "vim")
         for batch in batches:
             if batch > min(runner.largest for runner in runners.values()):
                 print(f"{folder}: its engines take no batch of {batch}", file=sys.stderr)
@@ -210,16 +244,24 @@ def engine_lines(folder: Path, backend: str, batches: list[int], rounds: int) ->
                 timers[stage] = once
             images = np.random.default_rng(0).normal(size=(batch, *scope._shape)).astype(np.float32)
 
-            def whole(refine: bool, images: Any = images) -> float:
+            def whole(on: Any, refine: bool, images: Any = images) -> float:
                 start = time.perf_counter()
-                scope.run(images, None if scope.config.arch == "vim" else 0.0, refine_all=refine)
+                on.run(images, None if on.config.arch == "vim" else 0.0, refine_all=refine)
                 return (time.perf_counter() - start) * 1e3
 
-            timers["run_exit"] = lambda: whole(False)
+            timers["run_exit"] = partial(whole, scope, False)
             if scope.config.arch != "vim":
-                timers["run_refined"] = lambda: whole(True)
+                timers["run_refined"] = partial(whole, scope, True)
+            if "decide" in others and batch == 1:
+                timers["run_exit_decided"] = partial(whole, others["decide"], False)
+                timers["run_refined_decided"] = partial(whole, others["decide"], True)
+            timers["frame"] = frames(scope, batch)
+            if "preprocess" in others:
+                timers["frame_scaled"] = frames(others["preprocess"], batch)
             head = {"way": scope.backend, "bundle": folder.name, "kernel": scope.kernel, "precision": scope.precision}
-            lines.append({**head, "batch": batch, **with_rate(interleaved(timers, rounds)), "notes": list(scope.notes)})
+            lines.append(
+                {**head, "batch": batch, **with_rate(interleaved(timers, rounds)), "notes": [*scope.notes, *notes]}
+            )
     return lines
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib.util
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from mscope.runtime.device.cuda import Device, Memory
 from mscope.runtime.device.driver import find_gpu
 from mscope.runtime.device.stream import Stream
 from mscope.runtime.device.tensors import DeviceTensor, StagedTensor
+from two_processes import check_two_at_once
 
 pytestmark = pytest.mark.gpu
 
@@ -159,17 +160,34 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("backend, target", [("tensorrt", "trt"), ("tensorrt-rtx", "trt-rtx"), ("ort-cuda", "")])
-def test_a_gpu_backend_answers_as_the_cpu(bundle: Path, backend: str, target: str) -> None:
+TARGETS = {"tensorrt": "trt", "tensorrt-rtx": "trt-rtx", "ort-cuda": ""}
+
+
+@pytest.fixture(scope="module")
+def prepared(bundle: Path) -> Callable[[str], Path]:
+    """The bundle with files for a backend; skips where the backend is not to be had."""
+    built = set()
+
+    def prepare(backend: str) -> Path:
+        from mscope.runtime.backends.registry import BACKENDS
+
+        found = BACKENDS[backend].probe()
+        if not found.available:
+            pytest.skip(f"{backend}: {found.missing}")
+        if TARGETS[backend] and backend not in built:
+            run_export("build", "--from", str(bundle), "--target", TARGETS[backend])
+            built.add(backend)
+        return bundle
+
+    return prepare
+
+
+@pytest.mark.parametrize("backend", TARGETS)
+def test_a_gpu_backend_answers_as_the_cpu(prepared: Callable[[str], Path], backend: str) -> None:
     """fp32 engines of the trained digits network, kernel by kernel, captured and replayed, in batches of every kind."""
     from mscope.runtime import Scope
-    from mscope.runtime.backends.registry import BACKENDS
 
-    found = BACKENDS[backend].probe()
-    if not found.available:
-        pytest.skip(f"{backend}: {found.missing}")
-    if target:
-        run_export("build", "--from", str(bundle), "--target", target)
+    bundle = prepared(backend)
     with Scope.load(bundle, backend="ort-cpu") as cpu, Scope.load(bundle, backend=backend, precision="fp32") as gpu:
         assert gpu.backend == backend
         shape = (cpu.config.channels, cpu.config.height, cpu.config.width)
@@ -192,3 +210,70 @@ def test_a_gpu_backend_answers_as_the_cpu(bundle: Path, backend: str, target: st
             again = gpu.run(on_device, refine_all=True)
             np.testing.assert_allclose(again.logits, got.logits, atol=1e-4, rtol=1e-4)
         assert gpu.notes == ()
+
+
+@pytest.mark.parametrize("backend", TARGETS)
+def test_pictures_scaled_on_the_device(prepared: Callable[[str], Path], backend: str) -> None:
+    """The same engines on the same bits: the same answers as with the host's preprocessing."""
+    from mscope.runtime import Scope
+
+    bundle, draw = prepared(backend), np.random.default_rng(0)
+    with (
+        Scope.load(bundle, backend=backend, precision="fp32", preprocess="device") as device,
+        Scope.load(bundle, backend=backend, precision="fp32") as host,
+    ):
+        for count in (1, 1, 1, 3, 5):
+            pictures = [draw.integers(0, 256, (*draw.integers(8, 400, 2), 3), dtype=np.uint8) for _ in range(count)]
+            got, expected = (scope.batch(pictures, eta=1.0) for scope in (device, host))
+            for ours, theirs in zip(got, expected, strict=True):
+                assert ours.selected == theirs.selected
+                assert ours.confidence == pytest.approx(theirs.confidence, abs=1e-6)
+
+
+@pytest.mark.parametrize("backend", ["tensorrt", "tensorrt-rtx"])
+def test_the_exit_decided_on_the_device(prepared: Callable[[str], Path], backend: str) -> None:
+    """Both engines in one graph, for images that leave and that go on, in turn."""
+    from mscope.runtime import Scope
+    from mscope.runtime.device.branch import why_no_branches
+
+    bundle = prepared(backend)
+    if reason := why_no_branches(Device()):
+        pytest.skip(reason)
+    with (
+        Scope.load(bundle, backend=backend, precision="fp32", decide="device") as device,
+        Scope.load(bundle, backend=backend, precision="fp32") as host,
+    ):
+        shape, stages = (1, host.config.channels, host.config.height, host.config.width), set()
+        for seed in range(30):
+            image = np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+            for eta in (0.0, 0.5, 0.9, 1.0):
+                got, expected = device.run(image, eta), host.run(image, eta)
+                assert got.stages == expected.stages
+                np.testing.assert_array_equal(np.asarray(got.selected), np.asarray(expected.selected))
+                np.testing.assert_allclose(got.logits, expected.logits, atol=1e-4, rtol=1e-4)
+                stages.add(got.stages)
+        assert stages == {("coarse",), ("fine",)}
+
+
+@pytest.mark.parametrize("backend", TARGETS)
+def test_the_devices_clock_adds_up(prepared: Callable[[str], Path], backend: str) -> None:
+    from mscope.runtime import Scope
+
+    with Scope.load(prepared(backend), backend=backend, precision="fp32") as scope:
+        assert scope.time_on_device()
+        image = np.zeros((4, scope.config.channels, scope.config.height, scope.config.width), np.float32)
+        for _ in range(5):
+            outcome = scope.run(image, refine_all=True)
+            assert outcome.device is not None
+            assert list(outcome.device.parts) == ["upload", "coarse", "download", "decision", "fine"]
+            assert sum(outcome.device.parts.values()) == pytest.approx(outcome.device.total, rel=0.02)
+            assert outcome.device.total <= sum(outcome.stage_ms.values())
+
+
+@pytest.mark.parametrize("backend", TARGETS)
+def test_two_processes_share_the_gpu(prepared: Callable[[str], Path], backend: str, tmp_path: Path) -> None:
+    from mscope.core.bundle import load_manifest
+
+    bundle = prepared(backend)
+    config = load_manifest(bundle).config
+    check_two_at_once(bundle, backend, tmp_path, (config.channels, config.height, config.width))

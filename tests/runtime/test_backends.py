@@ -21,6 +21,7 @@ from mscope.runtime import Scope
 from mscope.runtime.backends import ort, ort_cuda, registry
 from mscope.runtime.backends.ort import OrtRunner
 from mscope.runtime.backends.registry import Availability, Entry, available_backends, choose_backend, choose_variants
+from two_processes import check_two_at_once
 
 
 def faulty(network: fakes.FakeNetwork, folder: Path, stage: str, change: object) -> Path:
@@ -359,3 +360,8 @@ def manifest_with(tmp_path: Path) -> Callable[..., Manifest]:
         return Manifest.model_validate(fields | {"files": files})
 
     return make
+
+
+def test_two_processes_at_once(bundle: Path, network: fakes.FakeNetwork, tmp_path: Path) -> None:
+    config = network.config
+    check_two_at_once(bundle, "ort-cpu", tmp_path, (config.channels, config.height, config.width))

@@ -192,15 +192,20 @@ def test_profiles_of_the_stages_differ(gpu: dict[str, FakeTensorRT], folder: Pat
     assert gpu["tensorrt"].cuda.live == 0
 
 
-def test_the_benchmark_times_every_stage(
-    gpu: dict[str, FakeTensorRT], folder: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def benchmark() -> Any:
     path = Path(__file__).parents[2] / "benchmarks" / "latency_gpu.py"
     spec = importlib.util.spec_from_file_location("latency_gpu", path)
     assert spec is not None
     assert spec.loader is not None
     program = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(program)
+    return program
+
+
+def test_the_benchmark_times_every_stage(
+    gpu: dict[str, FakeTensorRT], folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    program = benchmark()
     fake_tensorrt.add_engines(folder)
     lines = program.engine_lines(folder, "tensorrt", [1, 8, 64], 3)
     assert "its engines take no batch of 64" in capsys.readouterr().err
@@ -209,7 +214,27 @@ def test_the_benchmark_times_every_stage(
         for name in ("coarse", "fine", "run_exit", "run_refined"):
             assert 0 < line[name]["min_ms"] <= line[name]["p50_ms"] <= line[name]["p99_ms"]
         assert "coarse" in program.shown(line)
+        assert "run_exit_decided" not in line
+        assert [note.split(":")[1].strip() for note in line["notes"]] == [
+            "--decide device needs the CUDA kernels", "--preprocess device needs the CUDA kernels",
+        ]  # fmt: skip
     assert gpu["tensorrt"].cuda.live == 0
+
+
+def test_the_benchmark_compares_the_devices_work_with_the_hosts(
+    monkeypatch: pytest.MonkeyPatch, network: fakes.FakeNetwork, folder: Path
+) -> None:
+    cuda = FakeCuda(host_addresses=True)
+    fake_gpu.install(monkeypatch, network, cuda)
+    fake_gpu.install_kernels(monkeypatch, cuda)
+    program = benchmark()
+    fake_tensorrt.add_engines(folder)
+    single, eight = program.engine_lines(folder, "tensorrt", [1, 8], 2)
+    for line in (single, eight):
+        assert line["notes"] == []
+        assert {"run_exit", "run_refined", "frame", "frame_scaled"} <= set(line)
+    assert {"run_exit_decided", "run_refined_decided"} == set(single) - set(eight)
+    assert cuda.live == 0
 
 
 def test_the_command_says_what_it_left(

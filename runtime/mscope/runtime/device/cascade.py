@@ -91,6 +91,7 @@ class DeviceCascade(Cascade):
         self._decision: DeviceDecision | None = None
         try:
             self._allocate()
+            self._stream.synchronize()
             if scales:
                 shape = (self.config.channels, self.config.height, self.config.width)
                 levels = Preprocessor(manifest.preprocessing, manifest.config).levels

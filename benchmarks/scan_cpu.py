@@ -64,7 +64,7 @@ class TrunkGraph:
         self.nodes: list[onnx.NodeProto] = []
         self.constants: list[onnx.TensorProto] = []
         self.count = 0
-        self.floor: list[tuple[str, np.ndarray]] = []  # the MatMuls: name of what they multiply, and the weights
+        self.floor: list[np.ndarray] = []  # the MatMuls' weights, (in, out), or (2, in, out) of both directions
         residual = "input"
         for block in trunk.blocks:
             hidden = self._mixer(block.mixer, self._norm(residual, block.norm.weight))
@@ -84,11 +84,10 @@ class TrunkGraph:
         opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(OP_DOMAIN, OP_VERSION)]
         return helper.make_model(graph, opset_imports=opsets, ir_version=9)
 
-    def _node(self, op: str, *inputs: str, outputs: int = 1, domain: str = "", **attributes: Any) -> str:
+    def _node(self, op: str, *inputs: str, domain: str = "", **attributes: Any) -> str:
         self.count += 1
-        names = [f"v{self.count}", *(f"v{self.count}_{i}" for i in range(1, outputs))]
-        self.nodes.append(helper.make_node(op, list(inputs), names, domain=domain, **attributes))
-        return names[0]
+        self.nodes.append(helper.make_node(op, list(inputs), [f"v{self.count}"], domain=domain, **attributes))
+        return f"v{self.count}"
 
     def _constant(self, value: torch.Tensor | float | list[int]) -> str:
         self.count += 1
@@ -98,8 +97,8 @@ class TrunkGraph:
         return f"c{self.count}"
 
     def _matmul(self, x: str, weight: torch.Tensor) -> str:
-        self.floor.append((x, np.ascontiguousarray(weight.detach().numpy().T)))
-        return self._node("MatMul", x, self._constant(weight.T))
+        self.floor.append(np.ascontiguousarray(weight.mT.detach().numpy()))
+        return self._node("MatMul", x, self._constant(weight.mT))
 
     def _norm(self, x: str, weight: torch.Tensor) -> str:
         mean = self._node("ReduceMean", self._node("Pow", x, self._constant(2.0)), self._constant([-1]), keepdims=1)
@@ -111,11 +110,10 @@ class TrunkGraph:
         c = self._constant
         xz = self._matmul(u, m.in_proj.weight)
         taps = [m.conv1d.weight.squeeze(1), m.conv1d.bias, m.conv1d_b.weight.squeeze(1), m.conv1d_b.bias]
-        forward = self._node(OP_CONV, xz, *map(c, taps), outputs=2, domain=OP_DOMAIN)
-        backward = f"{forward}_1"
+        x = self._node(OP_CONV, xz, *map(c, taps), domain=OP_DOMAIN)
+        dbc = self._matmul(x, torch.stack([m.x_proj.weight, m.x_proj_b.weight]))
         y = self._node(
-            OP_BIDIRECTIONAL_SCAN, xz, forward, backward,
-            self._matmul(forward, m.x_proj.weight), self._matmul(backward, m.x_proj_b.weight),
+            OP_BIDIRECTIONAL_SCAN, xz, x, dbc,
             c(m.dt_proj.weight), c(m.dt_proj.bias), c(-torch.exp(m.A_log)), c(m.D),
             c(m.dt_proj_b.weight), c(m.dt_proj_b.bias), c(-torch.exp(m.A_b_log)), c(m.D_b),
             domain=OP_DOMAIN,
@@ -124,13 +122,16 @@ class TrunkGraph:
 
     def matmuls(self, tokens: int) -> onnx.ModelProto:
         """The MatMul nodes alone, of the same shapes and weights, each on a graph input and to a graph output."""
-        widths = sorted({weight.shape[0] for _, weight in self.floor})
-        nodes, constants, outputs = [], [], []
-        for i, (_, weight) in enumerate(self.floor):
-            nodes.append(helper.make_node("MatMul", [f"x{weight.shape[0]}", f"w{i}"], [f"y{i}"]))
+        shapes, nodes, constants, outputs = {}, [], [], []
+        for i, weight in enumerate(self.floor):
+            stacked, width = (weight.shape[0] if weight.ndim == 3 else 1), weight.shape[-2]
+            name = f"x{stacked}_{width}"
+            shapes[name] = (stacked, tokens, width)
+            nodes.append(helper.make_node("MatMul", [name, f"w{i}"], [f"y{i}"]))
             constants.append(numpy_helper.from_array(weight, f"w{i}"))
-            outputs.append(helper.make_tensor_value_info(f"y{i}", TensorProto.FLOAT, (1, tokens, weight.shape[1])))
-        inputs = [helper.make_tensor_value_info(f"x{w}", TensorProto.FLOAT, (1, tokens, w)) for w in widths]
+            shape = (stacked, tokens, weight.shape[-1])
+            outputs.append(helper.make_tensor_value_info(f"y{i}", TensorProto.FLOAT, shape))
+        inputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in shapes.items()]
         graph = helper.make_graph(nodes, "matmuls", inputs, outputs, constants)
         return helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=9)
 
@@ -220,20 +221,21 @@ def bench(size: str, tokens: int, arguments: argparse.Namespace) -> dict[str, An
     graph = TrunkGraph(trunk, config, tokens)
     library = find.require("ort")
     x = np.random.default_rng(0).standard_normal((1, tokens, config.d_model)).astype(np.float32)
+    floor = {threads: session(graph.matmuls(tokens), threads, None) for threads in (1, 2)}
     floor_feeds = {
-        f"x{w}": np.random.default_rng(w).standard_normal((1, tokens, w)).astype(np.float32)
-        for w in {weight.shape[0] for _, weight in graph.floor}
+        entry.name: np.random.default_rng(entry.shape[2]).standard_normal(entry.shape).astype(np.float32)
+        for entry in floor[1].get_inputs()
     }
     two, function = session(graph.model, 2, library), session(graph.model, 2, None)
     alone = {
         "native": runner(session(graph.model, 1, library), {"input": x}),
-        "matmuls": runner(session(graph.matmuls(tokens), 1, None), floor_feeds),
+        "matmuls": runner(floor[1], floor_feeds),
         "function": runner(session(graph.model, 1, None), {"input": x}),
     }
     contenders = {
         "native": runner(two, {"input": x}),
         "native, 1 thread": alone["native"],
-        "matmuls": runner(session(graph.matmuls(tokens), 2, None), floor_feeds),
+        "matmuls": runner(floor[2], floor_feeds),
         "function": runner(function, {"input": x}),
     }
     slow = {"function"} if size != "ti" else set()

@@ -73,9 +73,8 @@ def inputs(size: Size, dtype: Any, seed: int) -> dict[str, Any]:
 
     tokens, channels, rank = (size.batch, size.length), size.channels, size.rank
     made = {"xz": normal(*tokens, 2 * channels)}
-    for name in ("forward", "backward"):
-        made[f"x_{name}"] = normal(*tokens, channels)
-        made[f"dbc_{name}"] = normal(*tokens, rank + 2 * STATES)
+    made["x"] = normal(2, size.batch * size.length, channels)
+    made["dbc"] = normal(2, size.batch * size.length, rank + 2 * STATES)
     for suffix in ("", "_b"):
         made[f"weight{suffix}"] = normal(channels, 4, scale=0.5)
         made[f"bias{suffix}"] = normal(channels)
@@ -83,8 +82,8 @@ def inputs(size: Size, dtype: Any, seed: int) -> dict[str, Any]:
         made[f"dt_bias{suffix}"] = normal(channels, kind=torch.float32) - 4
         made[f"A{suffix}"] = -torch.arange(1.0, STATES + 1, device="cuda").expand(channels, STATES).contiguous()
         made[f"D{suffix}"] = normal(channels, kind=torch.float32)
-    for name in ("y", "conv_y", "conv_y_b"):
-        made[name] = torch.full((*tokens, channels), float("nan"), dtype=dtype, device="cuda")
+    made["y"] = torch.full((*tokens, channels), float("nan"), dtype=dtype, device="cuda")
+    made["conv_x"] = torch.full_like(made["x"], float("nan"))
     return made
 
 
@@ -95,7 +94,7 @@ def our_conv(given: dict[str, Any]) -> None:
 
     arrays = [given[name] for name in ("xz", "weight", "bias", "weight_b", "bias_b")]
     stream = torch.cuda.current_stream().cuda_stream
-    cuda.causal_conv1d_silu(*arrays, out=given["conv_y"], out_b=given["conv_y_b"], stream=stream)
+    cuda.causal_conv1d_silu(*arrays, out=given["conv_x"], stream=stream)
 
 
 def our_scan(given: dict[str, Any]) -> None:
@@ -103,7 +102,7 @@ def our_scan(given: dict[str, Any]) -> None:
 
     from mscope.plugins import cuda
 
-    names = ["xz", "x_forward", "x_backward", "dbc_forward", "dbc_backward"]
+    names = ["xz", "x", "dbc"]
     names += [f"{name}{suffix}" for suffix in ("", "_b") for name in ("dt_weight", "dt_bias", "A", "D")]
     cuda.bidirectional_selective_scan(
         *(given[name] for name in names), out=given["y"], stream=torch.cuda.current_stream().cuda_stream,
@@ -125,16 +124,22 @@ class Rival:
     prepared: Callable[[dict[str, Any]], Callable[[], Any]]
 
 
+def direction_of(given: dict[str, Any], suffix: str) -> tuple[Any, ...]:
+    """x (B, L, C), dt, B and C of one direction."""
+    x, dbc = (given[name][int(suffix == "_b")].unflatten(0, given["xz"].shape[:2]) for name in ("x", "dbc"))
+    return x, *dbc.split([given["dt_weight"].shape[1], STATES, STATES], dim=-1)
+
+
 def mamba_ssm() -> Rival:
     """mamba-ssm's kernel: channels first, one direction, so that the backward one flips."""
     import torch.nn.functional as F
     from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
 
-    def prepare(given: dict[str, Any], suffix: str, name: str) -> tuple[Any, ...]:
+    def prepare(given: dict[str, Any], suffix: str) -> tuple[Any, ...]:
         reverse, channels = suffix == "_b", given["A"].shape[0]
-        dt, B, C = given[f"dbc_{name}"].split([given["dt_weight"].shape[1], STATES, STATES], dim=-1)
+        x, dt, B, C = direction_of(given, suffix)
         delta = F.linear(dt, given[f"dt_weight{suffix}"])
-        rows = [given[f"x_{name}"], delta, B, C, given["xz"][..., channels:]]
+        rows = [x, delta, B, C, given["xz"][..., channels:]]
         return tuple((row.flip(1) if reverse else row).transpose(1, 2).contiguous() for row in rows)
 
     def run(given: dict[str, Any], suffix: str, rows: tuple[Any, ...]) -> Any:
@@ -145,12 +150,12 @@ def mamba_ssm() -> Rival:
         )  # fmt: skip
 
     def whole(given: dict[str, Any]) -> Any:
-        forward = run(given, "", prepare(given, "", "forward"))
-        backward = run(given, "_b", prepare(given, "_b", "backward"))
+        forward = run(given, "", prepare(given, ""))
+        backward = run(given, "_b", prepare(given, "_b"))
         return ((forward + backward.flip(2)) / 2).transpose(1, 2).contiguous()
 
     def prepared(given: dict[str, Any]) -> Callable[[], Any]:
-        rows = [(suffix, prepare(given, suffix, name)) for suffix, name in (("", "forward"), ("_b", "backward"))]
+        rows = [(suffix, prepare(given, suffix)) for suffix in ("", "_b")]
         return lambda: [run(given, suffix, each) for suffix, each in rows]
 
     return Rival("mamba-ssm", whole, prepared)
@@ -161,9 +166,9 @@ def triton_version() -> Rival:
     import torch.nn.functional as F
     from scan_triton import selective_scan
 
-    def prepare(given: dict[str, Any], suffix: str, name: str) -> tuple[Any, ...]:
-        dt, B, C = given[f"dbc_{name}"].split([given["dt_weight"].shape[1], STATES, STATES], dim=-1)
-        return given[f"x_{name}"], F.linear(dt, given[f"dt_weight{suffix}"]), B, C
+    def prepare(given: dict[str, Any], suffix: str) -> tuple[Any, ...]:
+        x, dt, B, C = direction_of(given, suffix)
+        return x, F.linear(dt, given[f"dt_weight{suffix}"]), B, C
 
     def run(given: dict[str, Any], suffix: str, rows: tuple[Any, ...]) -> Any:
         x, delta, B, C = rows
@@ -172,11 +177,11 @@ def triton_version() -> Rival:
         return selective_scan(x, delta, *weights, reverse=suffix == "_b")
 
     def whole(given: dict[str, Any]) -> Any:
-        forward = run(given, "", prepare(given, "", "forward"))
-        return (forward + run(given, "_b", prepare(given, "_b", "backward"))) / 2
+        forward = run(given, "", prepare(given, ""))
+        return (forward + run(given, "_b", prepare(given, "_b"))) / 2
 
     def prepared(given: dict[str, Any]) -> Callable[[], Any]:
-        rows = [(suffix, prepare(given, suffix, name)) for suffix, name in (("", "forward"), ("_b", "backward"))]
+        rows = [(suffix, prepare(given, suffix)) for suffix in ("", "_b")]
         return lambda: [run(given, suffix, each) for suffix, each in rows]
 
     return Rival("triton", whole, prepared)

@@ -18,7 +18,7 @@ _PROJECTIONS = frozenset({"MatMul", "Gemm", "FusedMatMul", "FusedGemm", "MatMulI
 _NORMS = frozenset({"SimplifiedLayerNormalization", "LayerNormalization", "SkipSimplifiedLayerNormalization",
                     "RMSNormalization", "SkipLayerNormalization"})  # fmt: skip
 # What an engine's layer is named after that does not tell its operation.
-_PROJECTION_NAMES = re.compile(r"\b(in_proj|x_proj(_b)?|out_proj|fc1|fc2|head)(?![a-z])")
+_PROJECTION_NAMES = re.compile(r"\b(in_proj|x_proj|out_proj|fc1|fc2|head)(?![a-z])")
 _KINDS: dict[str, LayerKind] = {OP_CONV: "conv", OP_SCAN: "scan", OP_BIDIRECTIONAL_SCAN: "scan"}
 # How ONNX Runtime names a node of an inlined function body: its op, which copy it is, and the name in the body.
 _INLINED = re.compile(rf"_inlfunc_({'|'.join(map(re.escape, _KINDS))})_(?:token_\d+_)?(.*)")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -239,4 +240,37 @@ def test_without_the_kernels_it_says_how_to_get_them(
     monkeypatch.setattr("mscope.plugins.cuda.why_missing", lambda device: "libmscope_cuda is not built: run so and so")
     with pytest.raises(BackendError, match=r"--preprocess device needs the CUDA kernels: .* is not built: run so"):
         Scope.load(engines, backend="tensorrt", preprocess="device")
+    assert cuda.live == 0
+
+
+def test_the_command_prints_what_it_prints_without(
+    cuda: FakeCuda, engines: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A folder with a broken picture among good ones and a tensor, in batches, with overlays."""
+    from mscope.core.console import run_app
+    from mscope.runtime.cli import app
+
+    draw = np.random.default_rng(7)
+    sources = []
+    for number, size in enumerate(((70, 90), (300, 20), (64, 48))):
+        sources.append(tmp_path / f"{number}.png")
+        Image.fromarray(random_picture(draw, *size, 3)).save(sources[-1])
+    sources += [tmp_path / "broken.png", tmp_path / "x.npy"]
+    sources[3].write_bytes(sources[0].read_bytes()[:60])
+    np.save(sources[4], draw.normal(size=(2, 3, 64, 48)).astype(np.float32))
+    said = {}
+    for place in ("host", "device"):
+        arguments = ["--bundle", str(engines), "--backend", "tensorrt", "--preprocess", place, "--batch", "3", "--json"]
+        arguments += ["--eta", "0.6", "--save-vis", str(tmp_path / place)]
+        assert run_app(app, [*map(str, sources), *arguments]) == 1
+        out, err = capsys.readouterr()
+        assert "broken.png: " in err
+        lines = [json.loads(line) for line in out.splitlines()]
+        said[place] = [{name: value for name, value in line.items() if name != "latency_ms"} for line in lines]
+    assert len(said["host"]) == 5
+    assert said["device"] == said["host"]
+    drawn = [sorted(path.name for path in (tmp_path / place).iterdir()) for place in said]
+    assert drawn[0] == drawn[1]
+    assert len(drawn[0]) == 5
+    assert "resample" in cuda.log
     assert cuda.live == 0

@@ -16,6 +16,7 @@ from mscope.core.console import run_app
 from mscope.core.errors import InputError
 from mscope.runtime.profiling.diff import compare, parse_condition
 from mscope.runtime.profiling.diff_cli import diff
+from mscope.runtime.profiling.diff_runs import between_runs
 from mscope.runtime.profiling.diff_statistics import Change, changes_of, mann_whitney_p
 from mscope.runtime.profiling.schema import Memory, PathEnergy, Power, Profile
 
@@ -225,3 +226,62 @@ def test_the_quantiles_are_numpy_s() -> None:
         share = int(name[1:]) / 100
         assert found.before == pytest.approx(float(np.quantile(before, share)), rel=1e-12)
         assert found.after == pytest.approx(float(np.quantile(after, share)), rel=1e-12)
+
+
+def runs_of(sizes: list[float]) -> list[Profile]:
+    """Profiles of one program whose runs are slower or faster as wholes."""
+    return [profiles.sample_profile(seed=n, slower=slower) for n, slower in enumerate(sizes)]
+
+
+def test_what_runs_differ_by_among_themselves_fails_no_condition() -> None:
+    first, *again = runs_of([1.0, 1.1, 0.93, 1.05, 0.97])
+    slower = profiles.sample_profile(seed=9, slower=1.12)
+    condition = [parse_condition("p50>+3%"), parse_condition("throughput<-3%")]
+    # Beyond doubt by the samples of two runs; nothing by what runs do.
+    assert {entry.condition for entry in compare(first, slower, condition).exceeded} == {"p50>+3%", "throughput<-3%"}
+    assert compare(first, slower, condition, again=again).exceeded == ()
+    much = profiles.sample_profile(seed=9, slower=1.5)
+    assert len(compare(first, much, condition, again=again).exceeded) == 12  # three paths, two batches, two conditions
+
+
+def test_the_interval_of_a_further_run_is_student_s() -> None:
+    stats = pytest.importorskip("scipy.stats", reason="scipy, which scikit-learn brings, is the oracle")
+    for count in range(3, 14):
+        runs = runs_of(list(np.random.default_rng(count).lognormal(0, 0.05, count)))
+        (entry,) = [
+            entry
+            for entry in between_runs(runs[0], runs[1:])
+            if (entry.batch, entry.path, entry.metric) == (1, "exit", "p50")
+        ]
+        logs = np.log([run.batches[0].paths["exit"].total.summary.p50_ms for run in runs])
+        # The table ends at ten degrees of freedom.
+        t = stats.t.ppf(0.975, min(count - 1, 10))
+        half = t * logs.std(ddof=1) * np.sqrt(1 + 1 / count)
+        ends = np.exp(logs.mean() + np.array([-half, half]) - logs[0]) - 1
+        assert (entry.low, entry.high) == pytest.approx(tuple(ends), rel=1e-3)
+        assert entry.runs == count
+
+
+def test_too_few_runs_or_runs_of_something_else() -> None:
+    first, second, third = runs_of([1.0, 1.0, 1.0])
+    with pytest.raises(InputError, match="two more runs"):
+        compare(first, second, again=[third])
+    other = third.model_copy(update={"runtime": third.runtime.model_copy(update={"precision": "fp16"})})
+    with pytest.raises(InputError, match="further runs of A"):
+        compare(first, second, again=[third, other])
+
+
+def test_the_command_shows_how_runs_differ(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    app = typer.Typer()
+    app.command()(diff)
+    names = []
+    for number, profile in enumerate(runs_of([1.0, 1.1, 0.9, 1.02])):
+        (tmp_path / f"{number}.json").write_text(profile.to_json())
+        names.append(str(tmp_path / f"{number}.json"))
+    assert run_app(app, names[:2]) == 0
+    assert "--again and more runs of A" in capsys.readouterr().out
+    more = [word for name in names[2:] for word in ("--again", name)]
+    assert run_app(app, [*names[:2], *more, "--fail-if", "p50>+3%"]) == 0
+    assert "a further run of A, by 3 of them, lies 19 of 20 times within" in capsys.readouterr().out
+    assert run_app(app, [*names[:2], *more, "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["between_runs"]) == 30  # 6 paths, 5 statistics

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from mscope.core.errors import InputError
+from mscope.runtime.profiling.diff_runs import Between, between_runs
 from mscope.runtime.profiling.diff_statistics import (
     MIN_SAMPLES,
     NEEDED,
@@ -94,6 +95,7 @@ class ProfileDiff:
         series: totals and parts of every path.
         peak_memory, energy: relative changes (energy by (batch, path)); None where either has none.
         exceeded: conditions that did not hold; their figures are significant, or have no spread to test.
+        between: how far runs of A are apart by themselves; empty when only one is known.
     """
 
     differences: tuple[str, ...]
@@ -102,6 +104,7 @@ class ProfileDiff:
     peak_memory: float | None
     energy: dict[tuple[int, str], Change]
     exceeded: tuple[Exceeded, ...]
+    between: tuple[Between, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, for strict JSON."""
@@ -117,19 +120,26 @@ class ProfileDiff:
                 {"batch": batch, "path": path, **asdict(change)} for (batch, path), change in self.energy.items()
             ],
             "exceeded": [asdict(entry) for entry in self.exceeded],
+            "between_runs": [asdict(entry) for entry in self.between],
         }
 
 
 def compare(
-    before: Profile, after: Profile, conditions: Sequence[Condition] = (), *, force: bool = False
+    before: Profile,
+    after: Profile,
+    conditions: Sequence[Condition] = (),
+    *,
+    again: Sequence[Profile] = (),
+    force: bool = False,
 ) -> ProfileDiff:
     """Compares two profiles and checks conditions.
 
-    A condition fails where the figure is beyond the limit *and* the 95 % interval of its change leaves out "no change".
+    A condition fails where the figure is beyond the limit *and* the 95 % interval of its change leaves out "no change",
+    and, with further runs of A in `again`, where it is also beyond what these differ by among themselves.
 
     Raises:
-        InputError: profiles of other models, batch sizes or threads (unless `force`), nothing in common, or a condition
-            that these profiles cannot answer.
+        InputError: profiles of other models, batch sizes or threads (unless `force`), nothing in common, a condition
+            that these profiles cannot answer, or too few runs in `again`, or not of A.
     """
     refused = _mismatches(before, after)
     if refused and not force:
@@ -144,6 +154,7 @@ def compare(
         peak_memory=_memory(before, after),
         energy=_energy(before, after),
         exceeded=(),
+        between=between_runs(before, again) if again else (),
     )
     return replace(found, exceeded=tuple(entry for condition in conditions for entry in _check(condition, found)))
 
@@ -246,8 +257,24 @@ def _check(condition: Condition, found: ProfileDiff) -> list[Exceeded]:
     return [
         Exceeded(condition.text, where, change.relative, change.low, change.high)
         for where, change in asked
-        if change.significant and _beyond(condition, change.relative)
+        if change.significant
+        and _beyond(condition, change.relative)
+        and not _as_runs_do(condition, where, change, found)
     ]
+
+
+def _as_runs_do(condition: Condition, where: str, change: Change, found: ProfileDiff) -> bool:
+    """Whether runs of A differ by as much among themselves."""
+    inverse = condition.metric == "throughput"
+    metric, relative = ("mean", 1.0 / (1.0 + change.relative) - 1.0) if inverse else (condition.metric, change.relative)
+    return any(
+        entry.metric == metric and _where(entry.batch, entry.path) == where and entry.holds(relative)
+        for entry in found.between
+    )
+
+
+def _where(batch: int, path: str) -> str:
+    return f"{path}, batch {batch}"
 
 
 def _asked(condition: Condition, found: ProfileDiff) -> list[tuple[str, Change]]:
@@ -260,7 +287,7 @@ def _asked(condition: Condition, found: ProfileDiff) -> list[tuple[str, Change]]
             for series in found.series
             if series.part == "total" and (change := series.changes.get(metric)) is not None
         ]
-    return [(f"{path}, batch {batch}", change) for batch, path, change in pairs if condition.path in (None, path)]
+    return [(_where(batch, path), change) for batch, path, change in pairs if condition.path in (None, path)]
 
 
 def _inverse(change: Change) -> Change:

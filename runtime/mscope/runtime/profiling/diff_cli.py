@@ -16,6 +16,8 @@ EPILOG = """Examples:
 
   mscope-profile diff before.json after.json --fail-if 'p99>+5%' --fail-if 'refine.p50>+3%'
 
+  mscope-profile diff a1.json b.json --again a2.json --again a3.json --again a4.json --fail-if 'p50>+3%'
+
 Exit status: 0 no condition exceeded; 1 one was, significantly; 2 bad usage, or profiles that cannot be compared.
 """
 
@@ -29,6 +31,15 @@ def diff(
             metavar="CONDITION",
             help="Exit with 1 if so: [exit.|refine.|plain.]METRIC>+N% or <-N%; METRIC mean, p50, p90, p95, p99, "
             "throughput, memory or energy. May be given several times.",
+            show_default=False,
+        ),
+    ] = None,
+    again: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="A2.json",
+            help="Further runs of A, two or more, each option one: a change that they show among themselves fails no "
+            "condition.",
             show_default=False,
         ),
     ] = None,
@@ -46,7 +57,8 @@ def diff(
     from mscope.runtime.profiling.schema import load_profile
 
     conditions = [parse_condition(text) for text in fail_if or ()]
-    found = compare(load_profile(before), load_profile(after), conditions, force=force)
+    runs = [load_profile(path) for path in again or ()]
+    found = compare(load_profile(before), load_profile(after), conditions, again=runs, force=force)
     if as_json:
         typer.echo(json.dumps(found.to_json(), allow_nan=False))
     else:
@@ -70,6 +82,18 @@ def render(found: ProfileDiff) -> str:
         joules = f"{change.before:.4g} to {change.after:.4g} J an image"
         interval = f"{change.relative:+.1%} ({change.low:+.1%} to {change.high:+.1%})"
         lines.append(f"energy of {path}, batch {batch}: {joules}, {interval}")
+    shown = [entry for entry in found.between if entry.metric in ("p50", "p99")]
+    if shown:
+        lines += ["", f"a further run of A, by {shown[0].runs} of them, lies 19 of 20 times within"]
+        lines += [
+            f"  {entry.path}, batch {entry.batch}: {entry.metric} {entry.low:+.1%} to {entry.high:+.1%}"
+            for entry in shown
+        ]
+    else:
+        lines += [
+            "",
+            "the intervals are of these two runs: whole runs differ too, by how much say --again and more runs of A",
+        ]
     lines += ["", "* the 95 % interval of the change leaves out 0; p: Mann-Whitney's, of no difference at all"]
     return "\n".join(lines).strip()
 

@@ -151,9 +151,9 @@ def test_a_deadline_counts_from_the_frames_arrival(film: Path, scope: Scope, mon
     assert all(result.deadline and result.deadline.elapsed_ms >= age for result, age in zip(found, begun, strict=True))
 
 
-@pytest.mark.parametrize("hangs", [False, True], ids=["sends", "hangs"])
-def test_ctrl_c_is_how_a_camera_ends(bundle: Path, film: Path, tmp_path: Path, hangs: bool) -> None:
-    """With its summary, its arrays and status 0; also while no frame comes."""
+@pytest.mark.parametrize(("hangs", "number"), [(False, signal.SIGINT), (True, signal.SIGINT), (False, signal.SIGTERM)])
+def test_ctrl_c_is_how_a_camera_ends(bundle: Path, film: Path, tmp_path: Path, hangs: bool, number: int) -> None:
+    """With its summary, its arrays and status 0; also while no frame comes, and where a service manager ends it."""
     target = tmp_path / "o.npz"
     with clips.served(film, seconds=0.5 if hangs else 8.0, hold_open=True) as address:
         arguments = [address, "--bundle", bundle, "--json", "--stats", "--save-outputs", target, "--frames", "100000"]
@@ -165,7 +165,7 @@ def test_ctrl_c_is_how_a_camera_ends(bundle: Path, film: Path, tmp_path: Path, h
             assert process.stdout is not None
             first = process.stdout.readline()
             time.sleep(0.8 if hangs else 0.1)
-            process.send_signal(signal.SIGINT)
+            process.send_signal(number)
             out, err = process.communicate(timeout=60)
     assert process.returncode == 0, err
     lines = [json.loads(line) for line in (first + out).splitlines()]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 import sys
 from enum import Enum
 from pathlib import Path
@@ -13,7 +14,7 @@ import typer
 from mscope.core.console import EXIT_FAILURE, EXIT_USAGE, print_error, run_app
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from mscope.runtime.result import Result
 
@@ -178,6 +179,8 @@ def run(
         interrupted: KeyboardInterrupt | None = None
         try:
             with contextlib.ExitStack() as stack:
+                if any(stream.live for stream in streams):
+                    stack.enter_context(_terminated_as_interrupted())
                 on_done = stack.enter_context(progress(total, quiet=quiet))
                 if overlays is not None:
                     stack.enter_context(overlays)
@@ -219,6 +222,16 @@ def run(
         if not failures:
             return 0
         return EXIT_FAILURE if totals.count else EXIT_USAGE
+
+
+@contextlib.contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """SIGTERM, with which a service manager ends a camera's run, does what Ctrl-C does."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

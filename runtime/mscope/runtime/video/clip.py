@@ -40,11 +40,11 @@ def clip_frames(stream: Stream, every: int = 1, limit: int | None = None) -> Ite
                 at = _seconds(picture, video)
                 end = max(end, (at or 0.0) + _length(picture))
                 if index % every == 0:
-                    if given == limit:
-                        return
                     given += 1
                     name = f"{stream.source}, frame {index}"
                     yield Frame(name, FrameStamp(index, at), (time.perf_counter() - begun) * 1e3, picture)
+                    if given == limit:
+                        return
                     begun = time.perf_counter()
                 index += 1
         except av.FFmpegError as error:

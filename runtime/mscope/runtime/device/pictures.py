@@ -15,7 +15,7 @@ from mscope.core.errors import BackendError
 from mscope.runtime.device.cuda import Device, Memory
 from mscope.runtime.device.stream import Stream
 from mscope.runtime.device.tensors import StagedTensor, host_array
-from mscope.runtime.resampling import Axis, Crop
+from mscope.runtime.resampling import Axis, Crop, down_first_rule
 from mscope.runtime.result import Floats
 
 _ALIGNMENT = 256
@@ -73,7 +73,7 @@ class PictureStage:
         levels: (C, 256) float32, what each byte becomes.
 
     Raises:
-        BackendError: no CUDA kernels for this device, or no memory.
+        BackendError: no CUDA kernels for this device, no memory, or a Pillow that scales in an unknown way.
     """
 
     def __init__(self, device: Device, stream: Stream, shape: tuple[int, int, int], levels: Floats) -> None:
@@ -81,6 +81,7 @@ class PictureStage:
 
         if reason := cuda.why_missing(device.index):
             raise BackendError(f"--preprocess device needs the CUDA kernels: {reason}")
+        down_first_rule()  # asked now, so that the first picture's time is its own
         self._device, self._stream, self._shape = device, stream, shape
         self._fixed, self._lent = Memory(device), Memory(device)
         self._capacity = self._scratch_size = 0

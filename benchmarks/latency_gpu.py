@@ -36,6 +36,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 RESULT = ROOT / "benchmarks" / "results" / "latency_gpu.json"
 WARM_UP = 10
+FRAME = (1080, 1920)
 # What stays float32 in a float16 network (the contract of the ops, docs/ops.md).
 FLOAT32 = ("A_log", "A_b_log", "D", "D_b", "dt_proj.bias", "dt_proj_b.bias")
 DEIT = {"ti": (192, 3), "s": (384, 6), "b": (768, 12)}
@@ -193,7 +194,7 @@ def with_device_work(
 
 def frames(scope: Any, batch: int) -> Call:
     """1080p frames, decoded, to their answers: every image refined where there is something to refine."""
-    pictures = [np.random.default_rng(row).integers(0, 256, (1080, 1920, 3), dtype=np.uint8) for row in range(batch)]
+    pictures = [np.random.default_rng(row).integers(0, 256, (*FRAME, 3), dtype=np.uint8) for row in range(batch)]
     adaptive = scope.config.arch != "vim"
 
     def once() -> float:

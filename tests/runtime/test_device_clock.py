@@ -217,6 +217,23 @@ def test_a_profile_names_both_clocks(
     assert titles.count("Where the GPU's time goes, batch 1") == 1
 
 
+def test_a_profile_of_pictures_scaled_on_the_device(
+    cuda: FakeCuda, engines: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ProfileOptions(
+        bundle=engines, backend="tensorrt", preprocess="device", duration_s=0.1, cold_starts=0, idle_gaps_s=()
+    )
+    profile = profile_bundle(options)
+    assert profile.runtime.preprocess == "device"
+    path = profile.batches[0].paths["refine"]
+    assert path.device_parts is not None
+    assert list(path.device_parts) == ["preprocess", "coarse", "download", "decision", "fine"]
+    assert path.device_parts["preprocess"].summary.p50_ms == pytest.approx(1.25)
+    assert next(iter(path.parts)) == "preprocess"
+    print_profile(profile)
+    assert "pictures scaled on the device" in capsys.readouterr().out
+
+
 def test_profiles_of_the_cpu_say_nothing_of_a_device(capsys: pytest.CaptureFixture[str]) -> None:
     profile = profiles.sample_profile()
     print_profile(profile)

@@ -116,7 +116,7 @@ class FakeSubject:
         self.claims = claims
         self.batches: list[tuple[int, float | None, bool]] = []
 
-    def preprocess(self, image: Any, source: str | None = None) -> Prepared:
+    def prepare(self, image: Any, source: str | None = None) -> Prepared:
         self.clock.work(2.0)
         return Prepared(np.zeros((1, 2, 2), np.float32), (0, 0, 2, 2), (2, 2), None)
 

@@ -68,6 +68,7 @@ def open_bench(options: ProfileOptions, clock: Clock, on_progress: Progress) -> 
             threads=options.threads,
             kernel=options.kernel,
             precision=options.precision,
+            preprocess=options.preprocess,
         )
         scope.time_on_device()
         return scope
@@ -138,5 +139,9 @@ def identity_of(folder: Path, manifest: Manifest) -> BundleIdentity:
 def runtime_of(scope: Scope, options: ProfileOptions) -> RuntimeIdentity:
     """What a profile records of how a bundle was run."""
     return RuntimeIdentity(
-        backend=scope.backend, kernel=scope.kernel, precision=scope.precision, threads=options.threads
+        backend=scope.backend,
+        kernel=scope.kernel,
+        precision=scope.precision,
+        threads=options.threads,
+        preprocess=options.preprocess,
     )

@@ -45,6 +45,13 @@ class KernelName(str, Enum):
     function = "function"
 
 
+class Place(str, Enum):
+    """Values of --preprocess."""
+
+    host = "host"
+    device = "device"
+
+
 @app.callback(invoke_without_command=True, epilog=_EXAMPLE)
 def profile(
     context: typer.Context,
@@ -74,6 +81,9 @@ def profile(
     kernel: Annotated[KernelName, typer.Option(help="Which kernels, as for mscope-run.")] = KernelName.auto,
     precision: Annotated[str, typer.Option(metavar="NAME", help="Of the files in the bundle, or auto.")] = "auto",
     threads: Annotated[int | None, typer.Option(metavar="N", help="Threads; by default the backend's choice.")] = None,
+    preprocess: Annotated[
+        Place, typer.Option(help="Where decoded pictures are scaled, as for mscope-run.")
+    ] = Place.host,
     idle: Annotated[
         str, typer.Option(metavar="SECONDS,...", help="Pauses after which one image is timed; none: leave it out.")
     ] = "0.1,1",
@@ -117,6 +127,7 @@ def profile(
         kernel=kernel.value,
         precision=precision,
         threads=threads,
+        preprocess=preprocess.value,
         idle_gaps_s=() if idle.strip() == "none" else _numbers(idle, float, "--idle"),
         cold_starts=cold_starts,
         layers=layers or save_layers is not None,

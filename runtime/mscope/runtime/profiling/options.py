@@ -9,6 +9,7 @@ from pathlib import Path
 from mscope.core.cascade import check_eta
 from mscope.core.errors import InputError
 from mscope.runtime.backends.base import Kernel
+from mscope.runtime.backends.registry import Place
 
 _MAX_DURATION_S = 3600.0
 _MAX_BATCH = 4096
@@ -29,7 +30,7 @@ class ProfileOptions:
         etas: thresholds to tell about; none: the bundle's default.
         batches: sizes to measure.
         duration_s: seconds of measuring for each batch size, all paths together.
-        backend, kernel, precision, threads: as `Scope.load` takes them.
+        backend, kernel, precision, threads, preprocess: as `Scope.load` takes them.
         idle_gaps_s: pauses after which the first image is timed; empty: none.
         cold_starts: fresh processes to start; 0: none.
         layers: take the graphs apart by node.
@@ -48,6 +49,7 @@ class ProfileOptions:
     kernel: Kernel = "auto"
     precision: str = "auto"
     threads: int | None = None
+    preprocess: Place = "host"
     idle_gaps_s: tuple[float, ...] = (0.1, 1.0)
     cold_starts: int = 3
     layers: bool = False

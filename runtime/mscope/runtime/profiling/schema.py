@@ -67,6 +67,7 @@ class RuntimeIdentity(_Strict):
     kernel: str
     precision: str
     threads: int | None = Field(description="asked for; None: the backend's own choice")
+    preprocess: Literal["host", "device"] = Field("host", description="where decoded pictures are scaled")
 
 
 class Settings(_Strict):

@@ -46,9 +46,10 @@ def _heading(profile: Profile) -> list[str]:
     threads = "threads chosen by the backend" if runtime.threads is None else f"{runtime.threads} threads"
     where = f"{machine.cpu}, {machine.cores} cores" + (f", {machine.device}" if machine.device else "")
     mode = f", {machine.power_mode}" if machine.power_mode else ""
+    scaled = ", pictures scaled on the device" if runtime.preprocess == "device" else ""
     return [
         f"{bundle.name} ({bundle.arch}, {bundle.resolution[0]} x {bundle.resolution[1]}, weights: {bundle.weights})",
-        f"{runtime.backend}, {runtime.kernel} kernels, {runtime.precision}, {threads}; {where}{mode}",
+        f"{runtime.backend}, {runtime.kernel} kernels, {runtime.precision}, {threads}{scaled}; {where}{mode}",
         f"milliseconds of a batch, host clock{_other_clock(profile)}",
     ]
 

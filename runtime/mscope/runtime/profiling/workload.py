@@ -12,20 +12,19 @@ import numpy as np
 import numpy.typing as npt
 
 from mscope.core.manifest import Preprocessing
-from mscope.runtime.preprocess import Prepared
 from mscope.runtime.profiling.measure import Case, Clock, Timing
 from mscope.runtime.profiling.schema import PathName
-from mscope.runtime.result import Floats, Outcome, Result
+from mscope.runtime.result import Outcome, Result
 
 
 class Subject(Protocol):
     """What a workload needs of a `Scope`."""
 
-    def preprocess(self, image: Any, source: str | None = None) -> Prepared: ...
+    def prepare(self, image: Any, source: str | None = None) -> Any: ...
 
-    def stack(self, prepared: Sequence[Prepared]) -> Floats: ...
+    def stack(self, prepared: Sequence[Any]) -> Any: ...
 
-    def run(self, tensor: Floats, eta: float | None = None, *, refine_all: bool = False) -> Outcome: ...
+    def run(self, tensor: Any, eta: float | None = None, *, refine_all: bool = False) -> Outcome: ...
 
     def results(
         self, outcome: Outcome, sources: Sequence[str], preprocess_ms: Sequence[float], *, eta: float | None = None
@@ -38,7 +37,7 @@ class Workload:
 
     Attributes:
         subject: the loaded bundle.
-        images: whatever its `preprocess` takes; one or more.
+        images: whatever its `prepare` takes; one or more.
         clock: seconds, rising; the host's.
     """
 
@@ -80,7 +79,7 @@ class Workload:
         images = list(itertools.islice(self._turn, batch))
         sources = ["image"] * batch
         started = clock()
-        prepared = [self.subject.preprocess(image) for image in images]
+        prepared = [self.subject.prepare(image) for image in images]
         ready = clock()
         outcome = self.subject.run(self.subject.stack(prepared), eta, refine_all=name == "refine")
         ran = clock()

@@ -22,7 +22,11 @@ _CONTAINERS = (
 )  # fmt: skip
 _FILE_OPTIONS = {"format_whitelist": ",".join(_CONTAINERS), "protocol_whitelist": "file"}
 # Nothing is held back: what is seen late is of no use.
-_LIVE_OPTIONS = {"fflags": "nobuffer", "flags": "low_delay", "rtsp_transport": "tcp"}
+_LIVE_OPTIONS = {
+    "fflags": "nobuffer", "flags": "low_delay", "rtsp_transport": "tcp",
+    # Microseconds of the stream that are looked at before the first frame is handed out; FFmpeg takes 5 s.
+    "analyzeduration": "1000000",
+}  # fmt: skip
 _TIMEOUT_S = 10.0
 # What FFmpeg says when PyAV's time-out ends it.
 _TIMED_OUT = "Immediate exit requested"

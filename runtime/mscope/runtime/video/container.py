@@ -14,8 +14,8 @@ from mscope.runtime.video.stream import Stream
 if TYPE_CHECKING:
     from av import VideoFrame
 
-# A file is untrusted. FFmpeg also reads playlists, which name other files and addresses, and hundreds of formats that
-# nobody films in: only these containers, and nothing but the file itself.
+# Files and streams are untrusted. FFmpeg also reads playlists, which name other files and addresses, and hundreds of
+# formats that nobody films in: only these containers, and nothing but the file or the stream itself.
 _CONTAINERS = (
     "mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "avi", "mpeg", "mpegvideo", "mpegts", "asf", "flv", "ogg", "mjpeg",
     "h264", "hevc", "m4v", "ivf",
@@ -23,6 +23,8 @@ _CONTAINERS = (
 _FILE_OPTIONS = {"format_whitelist": ",".join(_CONTAINERS), "protocol_whitelist": "file"}
 # Nothing is held back: what is seen late is of no use.
 _LIVE_OPTIONS = {
+    "format_whitelist": ",".join((*_CONTAINERS, "rtsp", "rtp", "sdp", "live_flv", "mpjpeg")),
+    "protocol_whitelist": "rtsp,rtsps,rtp,srtp,rtmp,rtmps,udp,tcp,tls",
     "fflags": "nobuffer", "flags": "low_delay", "rtsp_transport": "tcp",
     # Microseconds of the stream that are looked at before the first frame is handed out; FFmpeg takes 5 s.
     "analyzeduration": "1000000",

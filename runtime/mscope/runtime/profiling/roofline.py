@@ -63,8 +63,10 @@ class Work:
         return self.rows * self.columns * self.depth
 
 
-def _product(times: float, rows: int, depth: int, columns: int) -> Work:
-    return Work("product", times, rows, columns, depth, elements=rows * (depth + columns), weights=depth * columns)
+def _product(times: float, rows: int, depth: int, columns: int, matrices: int = 1) -> Work:
+    """Of `rows` rows in all, a share of them by each of `matrices`."""
+    weights = matrices * depth * columns
+    return Work("product", times, rows, columns, depth, elements=rows * (depth + columns), weights=weights)
 
 
 def stage_work(config: ModelConfig, stage: StageName, batch: int = 1) -> list[Work]:
@@ -83,7 +85,7 @@ def stage_work(config: ModelConfig, stage: StageName, batch: int = 1) -> list[Wo
         _product(1, batch * patches, config.patch**2 * config.channels, d_model),
         _product(layers, rows, d_model, 2 * inner),
         Work("conv", layers, rows, inner, batch=batch, elements=rows * inner * 3),
-        _product(2 * layers, rows, inner, mixed),
+        _product(layers, 2 * rows, inner, mixed, matrices=2),  # x_proj of both directions
         # dt_proj is inside the op: small, and counted as part of the scan's own time.
         Work("scan", layers, rows, inner, states=config.d_state, batch=batch, elements=rows * (5 * inner + 2 * mixed)),
         _product(layers, rows, inner, d_model),

@@ -9,7 +9,7 @@ import math
 import pytest
 import torch
 
-from mscope.core.config import config_for
+from mscope.core.config import ModelConfig, config_for
 from mscope.core.errors import InputError
 from mscope.core.geometry import coarse_grid, fine_grid
 from mscope.model.checkpoint import build_model, resize_positions
@@ -175,6 +175,23 @@ def test_the_network_of_a_recipe_is_the_shipped_size() -> None:
     # The exporter builds config_for("digits"): what was trained must be that, field by field.
     assert config_of(make_recipe()) == config_for("digits")
     assert config_of(make_recipe(arch="vim")) == config_for("digits", "vim")
+
+
+def test_every_choice_of_the_configuration_can_be_trained() -> None:
+    choices = {
+        "alpha": 0.5, "metric": "clip", "metric_topk": 4, "gated_importance": False, "beta": 0.5, "ema_start": "first",
+        "importance_from": 2, "importance_every": 3, "reuse": "linear", "reuse_class_token": True,
+        "order": "class-middle", "fine_order": "region",
+    }  # fmt: skip
+    # What is left are sizes; nothing that the paper leaves open may be missing here.
+    sizes = {"arch", "size", "d_model", "depth", "d_state", "d_conv", "expand", "patch", "channels", "height", "width"}
+    assert set(choices) == set(ModelConfig.model_fields) - sizes - {"classes"}
+    assert make_recipe(**choices).choices == choices
+    assert config_of(make_recipe(**choices)) == config_for("digits", **choices)
+    # As `--set KEY=VALUE` gives them.
+    assert make_recipe(**{name: str(value) for name, value in choices.items()}).choices == choices
+    with pytest.raises(InputError, match="importance_from 7"):
+        config_of(make_recipe(importance_from=7))
 
 
 def test_gradients_reach_both_stages() -> None:

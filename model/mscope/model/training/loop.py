@@ -72,8 +72,7 @@ class Pace:
 
 def config_of(recipe: Recipe) -> ModelConfig:
     """The network that a recipe trains."""
-    choices = {"alpha": recipe.alpha, "order": recipe.order, "fine_order": recipe.fine_order}
-    return config_for(recipe.dataset, recipe.arch, **choices)
+    return config_for(recipe.dataset, recipe.arch, **recipe.choices)
 
 
 class Trainer:

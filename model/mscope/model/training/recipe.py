@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from mscope.core.config import Arch, FineOrder, Order
+from mscope.core.config import Arch, FineOrder, Metric, ModelConfig, Order, Reuse
 from mscope.core.errors import InputError
 
 
@@ -24,6 +24,15 @@ class Recipe(BaseModel):
     alpha: float = Field(0.75, gt=0, le=1, description="refined fraction of the last phase, eq. 13")
     order: Order = "class-first"
     fine_order: FineOrder = Field("raster", description="region order undoes what the warm start learned along rows")
+    metric: Metric = Field("max", description="this and the following: as in ModelConfig")
+    metric_topk: int = Field(16, ge=1)
+    gated_importance: bool = True
+    beta: float = Field(0.99, ge=0, le=1)
+    ema_start: Literal["zero", "first"] = "zero"
+    importance_from: int | None = Field(None, ge=1)
+    importance_every: int = Field(2, ge=1)
+    reuse: Reuse = "mlp"
+    reuse_class_token: bool = False
 
     lr: float = Field(2e-3, gt=0, le=1, description="the schedule's peak")
     lr_final: float = Field(1e-5, ge=0, le=1, description="where the cosine ends")
@@ -53,6 +62,11 @@ class Recipe(BaseModel):
     def steps(self) -> int:
         """Optimiser steps of the run, at least one."""
         return max(1, self.samples // self.batch)
+
+    @property
+    def choices(self) -> dict[str, Any]:
+        """The fields that are fields of the network's configuration too: what the paper leaves open, and alpha."""
+        return {name: value for name, value in self if name in ModelConfig.model_fields and name != "arch"}
 
 
 def make_recipe(**fields: Any) -> Recipe:

@@ -1,6 +1,6 @@
 """The paper's ablations on cluttered digits: a JSON file, the tables of docs/ablations.md and their picture.
 
-    OMP_NUM_THREADS=1 python benchmarks/ablations             # all of it, about two hours on one core
+    OMP_NUM_THREADS=1 python benchmarks/ablations             # all of it, about an hour on one free core
     OMP_NUM_THREADS=1 python benchmarks/ablations train       # fine-tunes the variants that need it
     OMP_NUM_THREADS=1 python benchmarks/ablations inference   # the others, and the JSON file from all that is trained
     python benchmarks/ablations report                        # tables and picture from the JSON file

@@ -42,7 +42,7 @@ def plot(results: Results, path: Path) -> None:
         for side in ("top", "right"):
             axes.spines[side].set_visible(False)
     left.legend(frameon=False, fontsize=8, loc="lower right")
-    right.legend(frameon=False, fontsize=8, loc="lower left", bbox_to_anchor=(0.3, 0.3))
+    right.legend(frameon=False, fontsize=8, loc="lower left", bbox_to_anchor=(0.2, 0.3))
     figure.tight_layout()
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)

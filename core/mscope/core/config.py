@@ -11,12 +11,14 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from mscope.core.errors import InputError
+from mscope.core.reduction import Method, Reduction, Steps, default_blocks, reductions
 
 Arch = Literal["mambascope", "vim"]
 Metric = Literal["max", "topk", "softplus", "clip", "raw", "l1"]
 Order = Literal["class-first", "class-middle", "class-after-important", "unimportant-first"]
 Reuse = Literal["mlp", "linear", "none"]
 FineOrder = Literal["region", "raster"]
+Alignment = Literal["zero", "repeat", "none"]
 
 
 class ModelConfig(BaseModel):
@@ -54,6 +56,24 @@ class ModelConfig(BaseModel):
         "region", description="fine tokens by region, its four patches together, or in raster order as in plain ViM"
     )
 
+    # Static token reduction of a plain ViM, docs/reduction.md.
+    reduce: Method = Field("none", description="how a plain ViM is thinned out: not, by pruning, by merging")
+    keep: float = Field(1.0, gt=0.0, le=1.0, description="fraction of the patch tokens left after the last step")
+    reduce_after: tuple[int, ...] | None = Field(
+        None, description="blocks (1-based) that a step follows; None: by method and depth"
+    )
+    reduce_steps: Steps | None = Field(
+        None, description="a step keeps the same ratio or removes the same count; None: ratio to prune, count to merge"
+    )
+    prune_metric: Metric = Field("clip", description="importance of a token in the block that a pruning step follows")
+    prune_alignment: Alignment = Field(
+        "repeat",
+        description="how a pruned token still decays the state: as the next kept one, as one of zeros, not at all",
+    )
+    merge_features: Literal["hidden", "residual"] = Field(
+        "hidden", description="what is compared: the output of the block before, or the residual stream"
+    )
+
     @model_validator(mode="after")
     def _fits(self) -> ModelConfig:
         step = 2 * self.patch if self.arch == "mambascope" else self.patch
@@ -62,7 +82,29 @@ class ModelConfig(BaseModel):
                 raise ValueError(f"{name} {getattr(self, name)} is not a multiple of {step} pixels")
         if self.importance_from is not None and self.importance_from > self.depth:
             raise ValueError(f"importance_from {self.importance_from} is past the last layer, {self.depth}")
+        self._check_reduction()
         return self
+
+    def _check_reduction(self) -> None:
+        if self.reduce == "none":
+            if self.keep != 1.0 or self.reduce_after is not None or self.reduce_steps is not None:
+                raise ValueError("keep, reduce_after and reduce_steps go with reduce, which is none")
+            return
+        if self.arch != "vim":
+            raise ValueError(f"reduce {self.reduce} goes with arch vim: mambascope chooses its tokens itself")
+        if self.reduce == "prune" and not self.gated_importance:
+            raise ValueError("reduce prune scores the gated output: gated_importance must stay true")
+        blocks = self.reduce_after
+        if blocks is not None and (list(blocks) != sorted(set(blocks)) or not all(0 < b < self.depth for b in blocks)):
+            raise ValueError(f"reduce_after {list(blocks)} are not ascending blocks from 1 to {self.depth - 1}")
+        if self.keep < 1.0 and not self.reductions:
+            raise ValueError(f"keep {self.keep:g} leaves all tokens: a lower one, or more blocks, would reduce any")
+        for step in self.reductions if self.reduce == "merge" else ():
+            if step.before - step.after > step.before // 2:
+                raise ValueError(
+                    f"keep {self.keep:g} merges {step.before - step.after} of {step.before} tokens after block "
+                    f"{step.block + 1}, at most half can: raise keep or merge after more blocks"
+                )
 
     @property
     def d_inner(self) -> int:
@@ -81,6 +123,21 @@ class ModelConfig(BaseModel):
             first = max(1, self.depth // 2)
             first += (self.depth - first) % self.importance_every
         return tuple(layer - 1 for layer in range(first, self.depth + 1, self.importance_every))
+
+    @property
+    def plain(self) -> bool:
+        """Whether this is the plain ViM that everything is compared with: all tokens in every block."""
+        return self.arch == "vim" and not self.reductions
+
+    @property
+    def reductions(self) -> tuple[Reduction, ...]:
+        """The steps of the static token reduction; none for mambascope, and where every token is kept."""
+        if self.reduce == "none":
+            return ()
+        patches = (self.height // self.patch) * (self.width // self.patch)
+        blocks = default_blocks(self.reduce, self.depth) if self.reduce_after is None else self.reduce_after
+        steps = self.reduce_steps or ("ratio" if self.reduce == "prune" else "count")
+        return reductions(patches, self.keep, blocks, steps)
 
     def replace(self, **changes: Any) -> ModelConfig:
         """A validated copy with some fields changed. Raises InputError naming the field that does not fit."""

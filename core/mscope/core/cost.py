@@ -2,7 +2,8 @@
 
 Counted per token and layer: the projections, the two convolutions, and three MACs for each channel and state of each
 direction (delta*x times B, the update of h, C . h). Not counted, as is usual: exponentials and other activations,
-norms, additions of residuals. docs/cost.md compares the results with the paper's tables.
+norms, additions of residuals. Merging adds the products that compare and sum tokens. docs/cost.md compares the results
+with the paper's tables.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from mscope.core.config import ModelConfig
-from mscope.core.geometry import coarse_grid, fine_grid, regions_refined, token_counts
+from mscope.core.geometry import block_tokens, coarse_grid, fine_grid, regions_refined, token_counts
 
 SCAN_MACS_PER_STATE = 3
 MLP_RATIO = 4
@@ -18,7 +19,8 @@ MLP_RATIO = 4
 
 @dataclass(frozen=True)
 class Cost:
-    """GMACs of each stage for one image. `fine` excludes the coarse pass; `full` is plain ViM of the same size."""
+    """GMACs of each stage for one image. `fine` excludes the coarse pass; `full` is ViM of the same size, on all
+    patches, or reduced as the configuration says."""
 
     coarse: float
     fine: float
@@ -62,8 +64,19 @@ def _reuse_macs_per_token(config: ModelConfig) -> int:
     return {"mlp": 2 * MLP_RATIO, "linear": 1, "none": 0}[config.reuse] * config.d_model**2
 
 
+def _merge_macs(config: ModelConfig) -> int:
+    """Of every merging step: each source compared with each destination, then the merged sources summed into them."""
+    if config.reduce != "merge":
+        return 0
+    total = 0
+    for step in config.reductions:
+        sources, destinations, merged = step.before - step.before // 2, step.before // 2, step.before - step.after
+        total += sources * destinations * config.d_model + destinations * merged * config.d_model
+    return total
+
+
 def stage_cost(config: ModelConfig) -> Cost:
-    """GMACs of the three stages, for one image, at the configuration's alpha and resolution."""
+    """GMACs of the three stages, for one image, at the configuration's alpha, resolution and token reduction."""
     tokens = token_counts(config)
     regions = coarse_grid(config).count
     refined = regions_refined(config.alpha, regions)
@@ -73,7 +86,8 @@ def stage_cost(config: ModelConfig) -> Cost:
     reused = refined + (1 if config.reuse_class_token else 0)
     coarse = tokens.coarse * trunk + regions * patch + head
     fine = tokens.fine * trunk + 4 * refined * patch + reused * _reuse_macs_per_token(config) + head
-    full = tokens.full * trunk + fine_grid(config).count * patch + head
+    full = sum(block_tokens(config)) * _layer_macs_per_token(config) + fine_grid(config).count * patch + head
+    full += _merge_macs(config)
     return Cost(coarse=coarse / 1e9, fine=fine / 1e9, full=full / 1e9)
 
 

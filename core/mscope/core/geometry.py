@@ -76,3 +76,19 @@ def token_counts(config: ModelConfig) -> Tokens:
     regions = coarse_grid(config).count
     refined = regions_refined(config.alpha, regions)
     return Tokens(coarse=1 + regions, fine=1 + 4 * refined + (regions - refined), full=1 + fine_grid(config).count)
+
+
+def describe_reduction(config: ModelConfig) -> str:
+    """The static token reduction in words, such as "prune: 196 patch tokens, 157 after block 5, 126 after block 10"."""
+    steps = [f"{step.after} after block {step.block + 1}" for step in config.reductions]
+    return f"{config.reduce}: {', '.join([f'{fine_grid(config).count} patch tokens', *steps])}"
+
+
+def block_tokens(config: ModelConfig) -> tuple[int, ...]:
+    """Tokens that each block of the full stage works on, class token included: 197 in all of them without reduction."""
+    tokens, lengths = 1 + fine_grid(config).count, []
+    after = {step.block: step.after for step in config.reductions}
+    for block in range(config.depth):
+        lengths.append(tokens)
+        tokens = 1 + after.get(block, tokens - 1)
+    return tuple(lengths)

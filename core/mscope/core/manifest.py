@@ -68,7 +68,7 @@ class VariantParity(_Strict):
     images: int = Field(ge=1)
     reference: Literal["pytorch", "fp32"] = Field(description="PyTorch in float32, or the bundle's own fp32 graphs")
     max_abs: float = Field(ge=0)
-    tolerance: float | None = Field(None, ge=0, description="what the precision explains; None for int8 and fp8")
+    tolerance: float | None = Field(None, ge=0, description="what the precision explains; None: not judged by probes")
     cosine: float = Field(ge=-1.001, le=1.001, description="the smallest of any image")
     top1_agreement: float = Field(ge=0, le=1)
     exit_agreement: float | None = Field(None, description="share of images with the same exit decision at every eta")

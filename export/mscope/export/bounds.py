@@ -23,6 +23,15 @@ _REUSE = 6
 COSINE: dict[Precision, float] = {"fp32": 0.999999, "fp16": 0.9999, "bf16": 0.995}
 
 
+def is_judged(config: ModelConfig, precision: Precision) -> bool:
+    """Whether probes say if a graph of this precision is right.
+
+    Not of int8 and fp8, whose ranges are of pictures, and not of a ViM with reduced tokens below fp32: where two scores
+    nearly tie, rounding keeps or merges another token, and the logits move by what that token is worth.
+    """
+    return precision == "fp32" or (precision in ROUNDING and not config.reductions)
+
+
 def roundings(config: ModelConfig, stage: Stage) -> int:
     """Values rounded one after the other from picture to logits; for the fine stage with those of the coarse one."""
     through = _IN_A_BLOCK * config.depth + _AROUND
@@ -30,12 +39,12 @@ def roundings(config: ModelConfig, stage: Stage) -> int:
 
 
 def tolerance(config: ModelConfig, stage: Stage, precision: Precision, scale: float) -> float | None:
-    """How far a value may be from the reference, whose largest is `scale`; None for int8 and fp8.
+    """How far a value may be from the reference, whose largest is `scale`; None where `is_judged` is False.
 
     Errors of independent roundings add as the root of their number. In float32 the additions inside a product round as
     well, as many as the longest sum has terms; the lower precisions sum in float32.
     """
-    if precision not in ROUNDING:
+    if not is_judged(config, precision):
         return None
     steps = float(roundings(config, stage))
     if precision == "fp32":

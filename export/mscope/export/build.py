@@ -158,7 +158,7 @@ def make_manifest(
         params=parameter_count(config),
         weights=weights,
         stages=stages,
-        baseline=Baseline(gmacs=cost.full, tokens=tokens.full),
+        baseline=Baseline(gmacs=stage_cost(unreduced(config)).full, tokens=tokens.full),
         parity=parity,
         tools=tool_versions(),
         files={path.name: record_of(path) for path in files.values()},
@@ -166,11 +166,18 @@ def make_manifest(
     )
 
 
+def unreduced(config: ModelConfig) -> ModelConfig:
+    """The same network with all of its tokens."""
+    return config.replace(reduce="none", keep=1.0, reduce_after=None, reduce_steps=None)
+
+
 def bundle_name(config: ModelConfig) -> str:
     """`ti`, `s-vim`, `ti-alpha0.7-256x192`: the size, and what differs from its defaults."""
     parts = [config.size]
     if config.arch == "vim":
         parts.append("vim")
+        if config.reductions:
+            parts.append(f"{config.reduce}{config.keep:g}")
     elif config.alpha != ModelConfig.model_fields["alpha"].default:
         parts.append(f"alpha{config.alpha:g}")
     usual = {name: field.default for name, field in ModelConfig.model_fields.items()} | SIZES.get(config.size, {})

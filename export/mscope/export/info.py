@@ -10,7 +10,7 @@ from mscope.core.bundle import load_manifest
 from mscope.core.config import ModelConfig
 from mscope.core.cost import break_even_exit_rate, parameter_count, stage_cost
 from mscope.core.engine import load_engine_record
-from mscope.core.geometry import token_counts
+from mscope.core.geometry import block_tokens, describe_reduction, token_counts
 from mscope.core.manifest import Manifest
 
 
@@ -28,11 +28,24 @@ def info_from_config(config: ModelConfig) -> dict[str, Any]:
         "weights": None,
         "tokens": {stage: getattr(tokens, stage) if adaptive or stage == "full" else None for stage in stages},
         "gmacs": {stage: round(getattr(cost, stage), 4) if adaptive or stage == "full" else None for stage in stages},
+        "reduction": _reduction(config),
         "break_even_exit_rate_gmacs": (
             round(break_even_exit_rate(cost.coarse, cost.fine, cost.full), 4) if adaptive else None
         ),
         "variants": [],
         "launches": {},
+    }
+
+
+def _reduction(config: ModelConfig) -> dict[str, Any] | None:
+    """How a reduced ViM is thinned out; None where every block works on all tokens."""
+    if not config.reductions:
+        return None
+    return {
+        "method": config.reduce,
+        "keep": config.keep,
+        "steps": describe_reduction(config),
+        "tokens_of_blocks": list(block_tokens(config)),
     }
 
 

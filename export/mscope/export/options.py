@@ -54,8 +54,14 @@ def config_from_options(
     alpha: float | None = None,
     resolution: str | None = None,
     classes: int | None = None,
+    reduce: str | None = None,
+    keep: float | None = None,
+    reduce_after: str | None = None,
 ) -> ModelConfig:
-    """The configuration that command-line options describe. Raises InputError, also for alpha with plain ViM."""
+    """The configuration that command-line options describe. Raises InputError, also for what does not go together.
+
+    `reduce` with no `keep` is refused: no fraction is right for every network. `reduce_after`: blocks, as in "5,10,15".
+    """
     if arch not in ("mambascope", "vim"):
         raise InputError(f"unknown architecture '{arch}': choose mambascope or vim")
     changes: dict[str, Any] = {}
@@ -65,9 +71,28 @@ def config_from_options(
         changes["alpha"] = alpha
     if resolution is not None:
         changes["height"], changes["width"] = parse_resolution(resolution)
+    if reduce is not None:
+        if reduce not in ("prune", "merge"):
+            raise InputError(f"--reduce is prune or merge, got '{reduce}'")
+        if arch != "vim":
+            raise InputError(f"--reduce {reduce} goes with --arch vim: mambascope chooses its tokens itself")
+        if keep is None:
+            raise InputError(f"--reduce {reduce} needs --keep, the fraction of patch tokens left at the end: try 0.7")
+        changes |= {"reduce": reduce, "keep": keep}
+        if reduce_after is not None:
+            changes["reduce_after"] = parse_blocks(reduce_after)
+    elif keep is not None or reduce_after is not None:
+        raise InputError("--keep and --reduce-after go with --reduce prune or --reduce merge")
     if classes is not None:
         changes["classes"] = classes
     return config_for(size, arch, **changes)
+
+
+def parse_blocks(text: str) -> tuple[int, ...]:
+    """Blocks, counted from 1, of `5,10,15`. Raises InputError."""
+    if re.fullmatch(r"\d{1,4}(,\d{1,4})*", text.replace(" ", "")) is None:
+        raise InputError(f"--reduce-after is a list of blocks, such as 5,10,15, got '{text}'")
+    return tuple(int(part) for part in text.split(","))
 
 
 def parse_resolution(text: str) -> tuple[int, int]:

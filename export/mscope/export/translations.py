@@ -41,15 +41,17 @@ def translation_table() -> dict[Callable[..., Any], Callable[..., Any]]:
         return bidirectional(xz, x, dbc, dt_weight, dt_bias, A, D, dt_weight_b, dt_bias_b, A_b, D_b)
 
     def selective_scan(
-        x: Any, delta: Any, A: Any, B: Any, C: Any, D: Any, z: Any, delta_bias: Any, reverse: bool
-    ) -> Any:
-        return scan(x, delta, A, B, C, D, z, delta_bias, reverse=int(reverse), delta_softplus=1)
+        x: Any, delta: Any, A: Any, B: Any, C: Any, D: Any, z: Any, delta_bias: Any, reverse: bool,
+        delta_softplus: bool,
+    ) -> Any:  # fmt: skip
+        return scan(x, delta, A, B, C, D, z, delta_bias, reverse=int(reverse), delta_softplus=int(delta_softplus))
 
     def index_select(table: Any, dim: int, index: Any) -> Any:
         return opset18.Gather(table, index, axis=dim)
 
     def softplus(value: Any, beta: float = 1.0, threshold: float = 20.0) -> Any:
         # The exporter's own adds PyTorch's switch to the identity above the threshold: six nodes for less than 1e-8.
+        # Operator and kernels compute it without overflow.
         assert beta == 1.0
         return opset18.Softplus(value)
 

@@ -19,7 +19,7 @@ from mscope.core.errors import MscopeError, ParityError
 from mscope.core.geometry import coarse_grid, regions_refined
 from mscope.core.manifest import Manifest, Precision, VariantParity
 from mscope.export.agreement import compare_exits, compare_selected
-from mscope.export.bounds import COSINE, tolerance
+from mscope.export.bounds import COSINE, is_judged, tolerance
 from mscope.export.reference import Floats, Reference, Regions
 from mscope.plugins import find
 from mscope.runtime.backends.base import Arrays, Kernel, Runner
@@ -36,7 +36,7 @@ class Distance:
         max_abs: largest absolute difference.
         relative: that over the largest value of the reference.
         cosine: of each image's output with the reference's, the smallest.
-        tolerance: what the precision explains; None for int8 and fp8, which probes do not judge.
+        tolerance: what the precision explains; None where probes do not judge it (mscope.export.bounds.is_judged).
     """
 
     max_abs: float
@@ -275,7 +275,7 @@ def _note(
         report.problems.append(
             f"{stage} {name} differ by {distance.max_abs:.2g}, {report.precision} explains {distance.tolerance:.2g}"
         )
-    least = COSINE.get(report.precision)
+    least = COSINE.get(report.precision) if is_judged(manifest.config, report.precision) else None
     if name == "logits" and least is not None and not distance.cosine >= least:
         report.problems.append(f"{stage} logits have cosine {distance.cosine:.4f}, expected {least}")
 

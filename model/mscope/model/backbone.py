@@ -12,6 +12,7 @@ from mscope.core.config import ModelConfig
 from mscope.core.geometry import class_row, fine_grid
 from mscope.model.importance import MovingAverage, token_scores
 from mscope.model.mixer import Block, RMSNorm
+from mscope.model.reduction import Reduction
 
 # Standard deviation of a unit normal truncated to [-2, 2]; lecun_normal divides by it.
 _TRUNCATED_STD = 0.87962566103423978
@@ -49,6 +50,7 @@ class Backbone(nn.Module):
         self.layers = nn.ModuleList(Block(config) for _ in range(config.depth))
         self.norm_f = RMSNorm(config.d_model)
         self.head = nn.Linear(config.d_model, config.classes)
+        self.reduction = Reduction(config)
         self.initialise()
 
     def initialise(self, *, backward_delta: bool = False) -> None:
@@ -100,7 +102,12 @@ class Backbone(nn.Module):
         return torch.cat([tokens[:, :row], class_token, tokens[:, row:]], dim=1)
 
     def forward_full(self, image: Tensor) -> Tensor:
-        """Plain ViM on all patches in raster order: logits (B, classes) of normalised images (B, channels, H, W)."""
+        """ViM on all patches in raster order, thinned out on the way if so configured.
+
+        Logits (B, classes) of normalised images (B, channels, H, W).
+        """
         tokens = self.embed_with_class(self.patch_embed.cut(image), self.pos_embed)
+        if len(self.reduction):
+            return self.head(self.norm_f(self.reduction.class_token(self.blocks(), tokens)))
         encoded, _ = self.encode(tokens)
         return self.head(encoded[:, class_row(tokens.shape[1] - 1)])

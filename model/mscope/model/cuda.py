@@ -33,14 +33,15 @@ def why_not(x: Tensor) -> str:
 
 def selective_scan(
     x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor | None, delta_bias: Tensor | None,
-    reverse: bool,
+    reverse: bool, delta_softplus: bool = True,
 ) -> Tensor:  # fmt: skip
     """Op `SelectiveScan`; arguments as in scan.selective_scan. What is not of x's dtype is converted."""
     y = x.new_empty(x.shape)
     cuda.selective_scan(
         _rows(x, x), _rows(delta, x), _dense(A), _rows(B, x), _rows(C, x), _dense(D),
         None if z is None else _rows(z, x), None if delta_bias is None else _dense(delta_bias),
-        out=y, reverse=reverse, stream=_stream(x), allocate=lambda count: _bytes(x, count),
+        out=y, reverse=reverse, delta_softplus=delta_softplus, stream=_stream(x),
+        allocate=lambda count: _bytes(x, count),
     )  # fmt: skip
     return y
 

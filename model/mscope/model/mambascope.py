@@ -13,6 +13,7 @@ from mscope.core.cost import MLP_RATIO
 from mscope.core.geometry import class_row, coarse_grid, regions_refined
 from mscope.model.backbone import Backbone
 from mscope.model.mixer import NORM_EPS
+from mscope.model.rows import rows
 
 
 class CoarseOutput(NamedTuple):
@@ -81,15 +82,15 @@ class MambaScope(Backbone):
             remaining: (B, Nc - K) int64, the others, in spatial order.
         """
         kept, width = selected.shape[1], self.config.d_model
-        tokens = self.patch_embed(_rows(self._region_pixels(image), selected).reshape(-1, kept, 4, self._pixels))
+        tokens = self.patch_embed(rows(self._region_pixels(image), selected).reshape(-1, kept, 4, self._pixels))
         positions = self._region_positions().index_select(0, selected.reshape(-1))
         tokens = tokens + positions.reshape(-1, kept, 4, width)
         if self.reuse is not None:
-            tokens = tokens + self.reuse(_rows(features, selected)).unsqueeze(2)
+            tokens = tokens + self.reuse(rows(features, selected)).unsqueeze(2)
         important = tokens.reshape(-1, 4 * kept, width)
         if self.config.fine_order == "raster":
-            important = _rows(important, self._raster_ranks(selected))
-        encoded, row = self._encode_ordered(self._fine_class_token(features), important, _rows(embeddings, remaining))
+            important = rows(important, self._raster_ranks(selected))
+        encoded, row = self._encode_ordered(self._fine_class_token(features), important, rows(embeddings, remaining))
         return self.head(encoded[:, row])
 
     def forward(self, image: Tensor, alpha: float | None = None) -> tuple[Tensor, Tensor]:
@@ -160,12 +161,3 @@ class MambaScope(Backbone):
 def _without(tokens: Tensor, row: int) -> Tensor:
     """`tokens` (B, n, ...) less one row of its second axis."""
     return torch.cat([tokens[:, :row], tokens[:, row + 1 :]], dim=1)
-
-
-def _rows(table: Tensor, index: Tensor) -> Tensor:
-    """table (B, n, F), index (B, k) -> (B, k, F). A gather along one flattened axis, which every engine has."""
-    batch, count, width = table.shape
-    if index.shape[1] == 0:
-        return table[:, :0]
-    offsets = torch.arange(batch, device=index.device).unsqueeze(1) * count
-    return table.reshape(-1, width).index_select(0, (index + offsets).reshape(-1)).reshape(-1, index.shape[1], width)

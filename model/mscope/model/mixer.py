@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from mscope.core.config import ModelConfig
 from mscope.model import scan
+from mscope.model.alignment import aligned_scan
+from mscope.model.sequence import Gaps
 
 NORM_EPS = 1e-5
 # Range of the initial delta, as in Mamba.
@@ -43,6 +45,7 @@ class Mixer(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         d_model, d_inner, d_state, dt_rank = config.d_model, config.d_inner, config.d_state, config.dt_rank
+        self.alignment = config.prune_alignment
         self.in_proj = nn.Linear(d_model, 2 * d_inner, bias=False)
         self.conv1d = nn.Conv1d(d_inner, d_inner, config.d_conv, groups=d_inner, padding=config.d_conv - 1)
         self.x_proj = DirectionsLinear(d_inner, dt_rank + 2 * d_state, bias=False)
@@ -79,14 +82,19 @@ class Mixer(nn.Module):
             self.out_proj.reset_parameters()  # drawn anew: a second initialise() must not divide twice
             self.out_proj.weight.div_(math.sqrt(depth))
 
-    def forward(self, u: Tensor, *, score_before_gate: bool = False) -> tuple[Tensor, Tensor]:
+    def forward(self, u: Tensor, *, score_before_gate: bool = False, gaps: Gaps | None = None) -> tuple[Tensor, Tensor]:
         """(B, L, d_model) -> out (B, L, d_model), and Y (B, L, d_inner): the scan's output that importance scores.
 
         Y is what enters out_proj, or with `score_before_gate` the same before the gate SiLU(z).
+        With `gaps` the scan passes over pruned tokens (mscope.model.alignment); then Y is gated.
         """
         xz = self.in_proj(u)
         x = scan.bidirectional_conv1d_silu(xz, *_taps(self.conv1d), *_taps(self.conv1d_b))
         dbc = self.x_proj(x, self.x_proj_b.weight)
+        if gaps is not None:
+            (x_forward, x_backward), (dbc_forward, dbc_backward) = (scan.directions_of(t, xz) for t in (x, dbc))
+            y = aligned_scan(self, xz, x_forward, x_backward, dbc_forward, dbc_backward, gaps)
+            return self.out_proj(y), y
         A, A_b = -torch.exp(self.A_log), -torch.exp(self.A_b_log)
         if score_before_gate:
             (x_forward, x_backward), (dbc_forward, dbc_backward) = (scan.directions_of(t, xz) for t in (x, dbc))

@@ -21,7 +21,7 @@ def available() -> bool:
 
 def selective_scan(
     x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor | None = None,
-    delta_bias: Tensor | None = None, reverse: bool = False,
+    delta_bias: Tensor | None = None, reverse: bool = False, delta_softplus: bool = True,
 ) -> Tensor:  # fmt: skip
     """Op `SelectiveScan`, differentiable. All float32 on the CPU.
 
@@ -29,6 +29,7 @@ def selective_scan(
         x, delta, z: (B, L, C); A: (C, N), negative; B, C: (B, L, N); D, delta_bias: (C,). Slices of a wider tensor
             along the last axis are read in place.
         reverse: run from the last token to the first; the output keeps the original order.
+        delta_softplus: False: delta plus bias is the step as it is.
 
     Returns:
         (B, L, C), contiguous.
@@ -36,8 +37,8 @@ def selective_scan(
     arguments = (x, delta, A, B, C, D, z, delta_bias)
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in arguments):
         differentiable: Any = SelectiveScan  # torch leaves `apply` untyped
-        return differentiable.apply(*arguments, reverse)
-    return _scan_forward(*_scan_inputs(*arguments), reverse=reverse)
+        return differentiable.apply(*arguments, reverse, delta_softplus)
+    return _scan_forward(*_scan_inputs(*arguments), reverse=reverse, delta_softplus=delta_softplus)
 
 
 def causal_conv1d_silu(x: Tensor, weight: Tensor, bias: Tensor, reverse: bool = False) -> Tensor:
@@ -62,10 +63,10 @@ class SelectiveScan(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> Tensor:
-        *tensors, ctx.reverse = arguments
+        *tensors, ctx.reverse, ctx.delta_softplus = arguments
         inputs = _scan_inputs(*tensors)
         ctx.save_for_backward(*inputs)
-        return _scan_forward(*inputs, reverse=ctx.reverse)
+        return _scan_forward(*inputs, reverse=ctx.reverse, delta_softplus=ctx.delta_softplus)
 
     @staticmethod
     @once_differentiable
@@ -74,10 +75,9 @@ class SelectiveScan(torch.autograd.Function):
         grad_y = grads[0].contiguous()
         results = [None if t is None else torch.empty(t.shape, dtype=torch.float32) for t in inputs]
         addresses = [None if t is None else t.data_ptr() for t in results]
-        cpu.scan_backward(
-            _scan(*inputs, reverse=ctx.reverse), cpu.ScanGrads(grad_y.data_ptr(), *addresses), torch.get_num_threads()
-        )
-        return (*results, None)
+        scan = _scan(*inputs, reverse=ctx.reverse, delta_softplus=ctx.delta_softplus)
+        cpu.scan_backward(scan, cpu.ScanGrads(grad_y.data_ptr(), *addresses), torch.get_num_threads())
+        return (*results, None, None)
 
 
 class CausalConv1dSiLU(torch.autograd.Function):
@@ -123,19 +123,20 @@ def _scan_inputs(
 
 def _scan(
     x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor | None, delta_bias: Tensor | None,
-    *, reverse: bool,
+    *, reverse: bool, delta_softplus: bool,
 ) -> cpu.Scan:  # fmt: skip
     return cpu.Scan(
         x.data_ptr(), delta.data_ptr(), A.data_ptr(), B.data_ptr(), C.data_ptr(), D.data_ptr(),
         None if z is None else z.data_ptr(), None if delta_bias is None else delta_bias.data_ptr(),
         _stride(x), _stride(delta), _stride(B), _stride(C), 0 if z is None else _stride(z),
-        *x.shape, A.shape[1], int(reverse), 1,
+        *x.shape, A.shape[1], int(reverse), int(delta_softplus),
     )  # fmt: skip
 
 
-def _scan_forward(*inputs: Any, reverse: bool) -> Tensor:
+def _scan_forward(*inputs: Any, reverse: bool, delta_softplus: bool) -> Tensor:
     y = torch.empty(inputs[0].shape, dtype=torch.float32)
-    cpu.scan_forward(_scan(*inputs, reverse=reverse), y.data_ptr(), torch.get_num_threads())
+    scan = _scan(*inputs, reverse=reverse, delta_softplus=delta_softplus)
+    cpu.scan_forward(scan, y.data_ptr(), torch.get_num_threads())
     return y
 
 

@@ -76,8 +76,9 @@ def selective_scan(
     delta_bias: Tensor | None = None,
     *,
     reverse: bool = False,
+    delta_softplus: bool = True,
 ) -> Tensor:
-    """The selective state-space recurrence of one direction (op `SelectiveScan`, delta_softplus = 1).
+    """The selective state-space recurrence of one direction (op `SelectiveScan`).
 
     Args:
         x: (B, L, C) the sequence, after conv and SiLU.
@@ -89,18 +90,19 @@ def selective_scan(
         z: (B, L, C) gate, applied as SiLU(z); None for no gate.
         delta_bias: (C,) added to delta once, inside the softplus.
         reverse: run from the last token to the first; the output keeps the original order.
+        delta_softplus: False: delta plus bias is the step as it is.
 
     Returns:
         (B, L, C) in x's dtype. float64 input is computed in float64, all other input in float32.
     """
     chosen = implementation_for(x)
     if chosen == "native":
-        return native.selective_scan(x, delta, A, B, C, D, z, delta_bias, reverse)
+        return native.selective_scan(x, delta, A, B, C, D, z, delta_bias, reverse, delta_softplus)
     if chosen == "cuda":
-        return cuda.selective_scan(x, delta, A, B, C, D, z, delta_bias, reverse)
+        return cuda.selective_scan(x, delta, A, B, C, D, z, delta_bias, reverse, delta_softplus)
     if chosen == "mamba-ssm":
-        return _mamba_ssm_scan(x, delta, A, B, C, D, z, delta_bias, reverse)
-    return _reference_scan(x, delta, A, B, C, D, z, delta_bias, reverse)
+        return _mamba_ssm_scan(x, delta, A, B, C, D, z, delta_bias, reverse, delta_softplus)
+    return _reference_scan(x, delta, A, B, C, D, z, delta_bias, reverse, delta_softplus)
 
 
 def causal_conv1d_silu(x: Tensor, weight: Tensor, bias: Tensor, *, reverse: bool = False) -> Tensor:
@@ -204,21 +206,22 @@ def direction(
     if torch.compiler.is_exporting():
         from mscope.model import torch_ops
 
-        return torch_ops.selective_scan(x, delta, A, B, C, D, z, dt_bias, reverse)
+        return torch_ops.selective_scan(x, delta, A, B, C, D, z, dt_bias, reverse, True)
     return selective_scan(x, delta, A, B, C, D, z, dt_bias, reverse=reverse)
 
 
 def _reference_scan(
     x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor | None,
-    delta_bias: Tensor | None, reverse: bool,
+    delta_bias: Tensor | None, reverse: bool, delta_softplus: bool,
 ) -> Tensor:  # fmt: skip
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     source = x.dtype
     x, delta, A, B, C, D = (t.to(dtype) for t in (x, delta, A, B, C, D))
     if delta_bias is not None:
         delta = delta + delta_bias.to(dtype)
-    # F.softplus switches to the identity at 20, which costs 2e-9; logaddexp is exact everywhere.
-    delta = torch.logaddexp(delta, torch.zeros((), dtype=dtype, device=x.device))
+    if delta_softplus:
+        # F.softplus switches to the identity at 20, which costs 2e-9; logaddexp is exact everywhere.
+        delta = torch.logaddexp(delta, torch.zeros((), dtype=dtype, device=x.device))
     dx = delta * x
     length = x.shape[1]
     state = x.new_zeros(x.shape[0], x.shape[2], A.shape[1])
@@ -234,7 +237,7 @@ def _reference_scan(
 
 def _mamba_ssm_scan(
     x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor | None,
-    delta_bias: Tensor | None, reverse: bool,
+    delta_bias: Tensor | None, reverse: bool, delta_softplus: bool,
 ) -> Tensor:  # fmt: skip
     from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
 
@@ -250,6 +253,6 @@ def _mamba_ssm_scan(
         D.float(),
         z=None if z is None else channels_first(z.to(x.dtype)),
         delta_bias=None if delta_bias is None else delta_bias.float(),
-        delta_softplus=True,
+        delta_softplus=delta_softplus,
     ).transpose(1, 2)
     return y.flip(1) if reverse else y

@@ -39,10 +39,10 @@ def _(xz: Tensor, x: Tensor, *others: Tensor) -> Tensor:
 @torch.library.custom_op("mambascope::selective_scan", mutates_args=())
 def selective_scan(
     x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor | None, delta_bias: Tensor | None,
-    reverse: bool,
+    reverse: bool, delta_softplus: bool,
 ) -> Tensor:  # fmt: skip
     """Op `SelectiveScan`; shapes as in mscope.model.scan.selective_scan."""
-    return scan.selective_scan(x, delta, A, B, C, D, z, delta_bias, reverse=reverse)
+    return scan.selective_scan(x, delta, A, B, C, D, z, delta_bias, reverse=reverse, delta_softplus=delta_softplus)
 
 
 @selective_scan.register_fake

@@ -73,8 +73,8 @@ def evaluate(
         check_eta(eta)
         if plain_bundle:
             raise InputError(f"{bundle} is a plain ViM, which has no early exit: leave --eta out")
-    if compare is not None and (plain_bundle or load_manifest(compare, check_files=False).config.arch != "vim"):
-        raise InputError("--compare takes a plain ViM bundle ('build --arch vim') beside an adaptive one")
+    if compare is not None and (plain_bundle or not load_manifest(compare, check_files=False).config.plain):
+        raise InputError("--compare takes a plain ViM bundle ('build --arch vim', not reduced) beside an adaptive one")
     options = StudyOptions(
         data=data,
         limit=limit,

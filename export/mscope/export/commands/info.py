@@ -8,7 +8,15 @@ from typing import Annotated, Any
 
 import typer
 
-from mscope.export.commands.shared import AlphaOption, DebugOption, JsonOption, ResolutionOption
+from mscope.export.commands.shared import (
+    AlphaOption,
+    DebugOption,
+    JsonOption,
+    KeepOption,
+    ReduceAfterOption,
+    ReduceOption,
+    ResolutionOption,
+)
 
 
 def info(
@@ -19,6 +27,9 @@ def info(
     arch: Annotated[str | None, typer.Option(help="mambascope or vim, with --size.", show_default=False)] = None,
     alpha: AlphaOption = None,
     resolution: ResolutionOption = None,
+    reduce: ReduceOption = None,
+    keep: KeepOption = None,
+    reduce_after: ReduceAfterOption = None,
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
@@ -28,11 +39,14 @@ def info(
     from mscope.export.info import info_from_bundle, info_from_config
     from mscope.export.options import config_from_options
 
-    configured = any(value is not None for value in (size, arch, alpha, resolution))
-    if bundle is not None and configured:
-        raise InputError("give a bundle, or --size, --arch, --alpha and --resolution, not both")
-    if configured:
-        content = info_from_config(config_from_options(size or "ti", arch or "mambascope", alpha, resolution))
+    given = (size, arch, alpha, resolution, reduce, keep, reduce_after)
+    if bundle is not None and any(value is not None for value in given):
+        raise InputError("give a bundle, or --size, --arch and what else describes a network, not both")
+    if any(value is not None for value in given):
+        config = config_from_options(
+            size or "ti", arch or "mambascope", alpha, resolution, reduce=reduce, keep=keep, reduce_after=reduce_after
+        )
+        content = info_from_config(config)
     else:
         content = info_from_bundle(bundle or latest_bundle())
     if as_json:
@@ -50,8 +64,10 @@ def _print(content: dict[str, Any]) -> None:
     typer.echo(f"{content['arch']} {content['size']}{alpha}, {height} x {width}, {params:.2f} M parameters")
     for stage in ("coarse", "fine", "full"):
         if content["tokens"][stage] is not None:
-            name = "plain ViM" if stage == "full" else stage
-            typer.echo(f"  {name:<10} {content['tokens'][stage]:>5} tokens {content['gmacs'][stage]:>9.3f} GMACs")
+            name = ("reduced ViM" if content["reduction"] else "plain ViM") if stage == "full" else stage
+            typer.echo(f"  {name:<11} {content['tokens'][stage]:>5} tokens {content['gmacs'][stage]:>9.3f} GMACs")
+    if content["reduction"]:
+        typer.echo(f"  {content['reduction']['steps']}")
     rate = content["break_even_exit_rate_gmacs"]
     if rate is not None:
         typer.echo(f"  by GMACs adaptivity {describe_break_even(rate)} (break-even exit rate {rate:.2f})")

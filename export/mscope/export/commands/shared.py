@@ -18,6 +18,17 @@ ArchOption = Annotated[str, typer.Option(help="mambascope, or vim: the plain net
 AlphaOption = Annotated[
     float | None, typer.Option(help="Refined fraction of the regions, in (0, 1].  [default: 0.5]", show_default=False)
 ]
+ReduceOption = Annotated[
+    str | None, typer.Option(help="Thin out the tokens of a plain ViM: prune or merge.", show_default=False)
+]
+KeepOption = Annotated[
+    float | None,
+    typer.Option(help="Fraction of the patch tokens left after the last reduction, in (0, 1].", show_default=False),
+]
+ReduceAfterOption = Annotated[
+    str | None,
+    typer.Option(help="Blocks (from 1) after which tokens go: 5,10,15.  [default: by method]", show_default=False),
+]
 ResolutionOption = Annotated[
     str | None, typer.Option(help="H or HxW, pixels.  [default: 224; digits: 64]", show_default=False)
 ]

@@ -110,6 +110,11 @@ def _check_comparable(ours: Manifest, other: Manifest, folder: Path) -> None:
             f"--compare {folder}: is a {other.config.arch} bundle, expected plain ViM: build one with "
             f"'mscope-export build --size {ours.config.size} --arch vim'"
         )
+    if not other.config.plain:
+        raise InputError(
+            f"--compare {folder}: is a ViM reduced by {other.config.reduce}, expected a plain one: build that without "
+            "--reduce, and profile this bundle by itself"
+        )
     if other.config.channels != ours.config.channels:
         raise InputError(
             f"--compare {folder}: takes pictures of {other.config.channels} channels, the bundle of "

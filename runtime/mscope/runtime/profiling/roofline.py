@@ -130,8 +130,14 @@ def predict(
     """The latency of a stage, without preprocessing, transfer of the image and the decision on the host.
 
     Raises:
-        InputError: a batch below 1, or fp16 on the CPU, whose kernels compute in float32.
+        InputError: a ViM whose tokens are reduced, a batch below 1, or fp16 on the CPU, whose kernels compute in
+            float32.
     """
+    if config.reductions:
+        raise InputError(
+            f"a ViM reduced by {config.reduce} cannot be predicted: the time to rank and move tokens is not known; "
+            "measure it with 'mscope-profile'"
+        )
     if batch < 1:
         raise InputError(f"a batch is 1 image or more, got {batch}")
     if isinstance(device, Cpu):

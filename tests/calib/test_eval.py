@@ -304,6 +304,17 @@ def test_a_bundle_of_other_classes_is_not_compared(
     assert "answer the same question" in capsys.readouterr().err
 
 
+def test_a_reduced_vim_is_measured_but_not_called_plain(
+    adaptive: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = fakes.fake_config(arch="vim", reduce="merge", keep=0.7, reduce_after=(1,))
+    fakes.write_fake_bundle(tmp_path / "reduced", fakes.FakeNetwork(config))
+    assert call("eval", adaptive, pictures, "--compare", tmp_path / "reduced", "--out", tmp_path / "o") == 2
+    assert "not reduced" in capsys.readouterr().err
+    content, _ = evaluated(capsys, tmp_path / "reduced", pictures, "--out", tmp_path / "o", "--latency-images", 0)
+    assert any("has its tokens reduced, merge: 48 patch tokens, 34 after" in line for line in content["warnings"])
+
+
 def test_help_is_fast_and_has_an_example() -> None:
     code = (
         "import sys; from mscope.export.cli import app; from mscope.core.console import run_app\n"

@@ -164,3 +164,24 @@ def test_the_gpu_here_is_named_too() -> None:
     assert config.get_compute_capability(0) == tensorrt_rtx.ComputeCapability.CURRENT
     set_gpus(tensorrt_rtx, config, ("sm_89", "sm_120"))
     assert config.num_compute_capabilities == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "ops"),
+    [
+        # After block 1 every scan is two of one direction, past gaps.
+        ({"reduce": "prune", "keep": 0.5, "reduce_after": (1, 2)}, 3 + 1 + 2 * 2),
+        ({"reduce": "merge", "keep": 0.5, "reduce_after": (1, 2)}, 3 + 3),
+    ],
+    ids=["prune", "merge"],
+)
+def test_a_reduced_vim_is_compiled_with_the_plugin(
+    changes: dict[str, Any], ops: int, small: Callable[..., ModelConfig], tmp_path: Path
+) -> None:
+    folder = tmp_path / "bundle"
+    options = BuildOptions(
+        small(arch="vim", **changes), seed=1, out=folder, parity=False, precisions=("fp16",), engines=WISH
+    )
+    proof = build_bundle(options).steps.engine_proofs["full.fp16.tensorrt-rtx.engine"]
+    assert proof.ops_by_plugin == ops
+    assert proof.proved == proof.products

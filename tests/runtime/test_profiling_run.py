@@ -160,6 +160,10 @@ def test_bad_folders(quick: Options, bundle: Path, vim_bundle: Path, tmp_path: P
         profile_bundle(quick(data=tmp_path / "bad"))
     with pytest.raises(InputError, match="expected plain ViM: build one with"):
         profile_bundle(quick(compare=bundle))
+    reduced = fakes.FakeNetwork(fakes.fake_config(arch="vim", reduce="merge", keep=0.7, reduce_after=(1,)))
+    fakes.write_fake_bundle(tmp_path / "reduced", reduced)
+    with pytest.raises(InputError, match="is a ViM reduced by merge, expected a plain one"):
+        profile_bundle(quick(compare=tmp_path / "reduced"))
     for changes in ({"compare": bundle}, {"etas": (0.5,)}, {"exit_rate": 0.5}):
         with pytest.raises(InputError, match="the bundle is a plain ViM, which has no early exit"):
             profile_bundle(quick(bundle=vim_bundle, **changes))

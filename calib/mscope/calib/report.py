@@ -16,6 +16,7 @@ from mscope.calib.intervals import Estimate, few_images_warning
 from mscope.calib.study import Study
 from mscope.core.cost import break_even_exit_rate, describe_break_even
 from mscope.core.files import write_text_atomically
+from mscope.core.geometry import describe_reduction
 
 _PIPE_WIDTH = 120
 _WORST_CLASSES = 5
@@ -78,6 +79,9 @@ def warnings_about(study: Study, evaluation: Evaluation) -> tuple[str, ...]:
     lines = [note for observed in study.bundles for note in observed.notes]
     if not first.manifest.weights.trained:
         lines.append(f"weights: {first.manifest.weights.describe()}")
+    if first.manifest.config.reductions:
+        described = describe_reduction(first.manifest.config)
+        lines.append(f"what is called plain ViM here has its tokens reduced, {described}")
     few = few_images_warning(study.images, evaluation.level)
     if few is not None:
         lines.append(few)

@@ -98,7 +98,7 @@ def counted_macs(proto: onnx.ModelProto, config: ModelConfig) -> int:
         elif node.op_type == "Conv":
             total += out * prod(shapes[node.input[1]][1:])
         elif node.op_type == OP_CONV:
-            total += len(node.output) * out * shapes[node.input[1]][1]
+            total += out * shapes[node.input[1]][1]
         elif node.op_type == OP_SCAN:
             total += 3 * out * config.d_state
         elif node.op_type == OP_BIDIRECTIONAL_SCAN:

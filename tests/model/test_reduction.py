@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 import oracle
 from mscope.core.config import ModelConfig, config_for
@@ -185,7 +186,7 @@ def test_a_gap_is_what_idle_tokens_in_its_place_are(how: str) -> None:
     xz = torch.randn(1, length, 2 * channels, dtype=torch.float64)
     x, x_b = (torch.randn(1, length, channels, dtype=torch.float64) for _ in range(2))
     with torch.no_grad():
-        dbc, dbc_b = mixer.x_proj(x), mixer.x_proj_b(x_b)
+        dbc, dbc_b = F.linear(x, mixer.x_proj.weight), F.linear(x_b, mixer.x_proj_b.weight)
         gaps = gaps_between(torch.tensor([places], dtype=torch.float64))
         actual = aligned_scan(mixer, xz, x, x_b, dbc, dbc_b, gaps)[0].numpy()
         total = np.zeros((length, channels))
@@ -196,7 +197,7 @@ def test_a_gap_is_what_idle_tokens_in_its_place_are(how: str) -> None:
             full = {name: np.zeros((1, places[-1] + 1, width)) for name, width in
                     (("x", channels), ("B", config.d_state), ("C", config.d_state), ("delta", channels))}  # fmt: skip
             full["delta"] += idle_step(conv, x_proj, dt_proj).numpy()
-            step = torch.nn.functional.softplus(dt_proj(projected[..., :rank]))[0].numpy()
+            step = F.softplus(dt_proj(projected[..., :rank]))[0].numpy()
             if how == "repeat":
                 for t, (place, row) in enumerate(zip(places, step, strict=True)):
                     start, end = (place, places[t + 1]) if reverse and t + 1 < length else (place, place + 1)
@@ -223,7 +224,8 @@ def test_a_step_that_vanishes_does_not_divide_by_zero() -> None:
             projection.bias.fill_(-200.0)  # softplus of it is 0 in float32
         x = torch.randn(1, 3, mixer.D.shape[0])
         gaps = gaps_between(torch.tensor([[0.0, 1.0, 4.0]]))
-        y = aligned_scan(mixer, torch.cat([x, x], dim=2), x, x, mixer.x_proj(x), mixer.x_proj_b(x), gaps)
+        dbc, dbc_b = F.linear(x, mixer.x_proj.weight), F.linear(x, mixer.x_proj_b.weight)
+        y = aligned_scan(mixer, torch.cat([x, x], dim=2), x, x, dbc, dbc_b, gaps)
     assert torch.isfinite(y).all()
 
 

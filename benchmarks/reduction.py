@@ -224,7 +224,7 @@ def plot() -> None:
     axes.plot(plain["mmacs"], 100 * plain["accuracy"], "D", color="#1f2933", label="plain ViM", zorder=5)
     axes.set_xlabel("mean cost of a picture, million multiply-accumulates")
     axes.set_ylabel("accuracy, %")
-    axes.set_title(f"Cluttered digits, {found['pictures']} test pictures, the same weights", loc="left", size=12)
+    axes.set_title(f"Cluttered digits, {found['pictures']} test pictures", loc="left", size=12)
     axes.set_ylim(60, 100)
     axes.grid(color="#e4e7eb", lw=0.8)
     axes.legend(loc="lower right", frameon=False, fontsize=8.5)

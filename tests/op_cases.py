@@ -107,6 +107,9 @@ class Inputs:
                 np.float32
             )
             self.stored[f"D{suffix}"] = draw.standard_normal(channels).astype(np.float32)
+        # Last, so that the arrays above do not depend on it.
+        product = draw.standard_normal((2, channels, case.rank + 2 * states)) * channels**-0.5
+        self.stored["x_proj_weight"] = to_storage(product, dtype)
 
     def wide(self, name: str) -> Array:
         return to_float(self.stored[name])
@@ -185,10 +188,35 @@ def bidirectional(inputs: Inputs) -> Expected:
     return Expected(value, (halves[0].scale + halves[1].scale) / 2)
 
 
+def mixer(inputs: Inputs) -> Expected:
+    """VimMixer. What it sums: x is as large as the terms of its convolution, dt, B and C as those of their product."""
+    rank, states = inputs.case.rank, inputs.case.states
+    z = inputs.wide("xz")[..., inputs.case.channels :]
+    halves = []
+    for weight, suffix in zip(inputs.wide("x_proj_weight"), ("", "_b"), strict=True):
+        x = _conv(inputs, suffix)
+        dt, B, C = np.split(x.value @ weight, [rank, rank + states], axis=-1)
+        sizes = np.split(x.scale @ np.abs(weight), [rank, rank + states], axis=-1)
+        dt_weight = inputs.wide(f"dt_weight{suffix}")
+        arrays = [x.value, dt @ dt_weight.T, inputs.wide(f"A{suffix}"), B, C, inputs.wide(f"D{suffix}")]
+        summed = (x.scale, sizes[1], sizes[2])
+        bias, reverse = inputs.wide(f"dt_bias{suffix}"), suffix == "_b"
+        halves.append(_scan(arrays, z, bias, reverse, True, sizes[0] @ np.abs(dt_weight.T), summed))
+    return Expected(*((getattr(halves[0], name) + getattr(halves[1], name)) / 2 for name in ("value", "scale")))
+
+
 def _scan(
-    arrays: list[Array], z: Array | None, bias: Array | None, reverse: bool, softplus: bool, summed: Array | None = None
+    arrays: list[Array],
+    z: Array | None,
+    bias: Array | None,
+    reverse: bool,
+    softplus: bool,
+    summed: Array | None = None,
+    sizes: tuple[Array, Array, Array] | None = None,
 ) -> Expected:
+    """`summed`: the size of what delta is a sum of, `sizes`: of what x, B and C are; their magnitudes without."""
     x, delta, A, B, C, D = arrays
+    x_size, B_size, C_size = (np.abs(array) for array in (x, B, C)) if sizes is None else sizes
     value = oracle.selective_scan(x, delta, A, B, C, D, z, bias, reverse, softplus)
     # The same sums of absolute values; and as a step size off by a fraction moves its term and the decay by as much,
     # the condition of the step (|delta| + |bias| against softplus of their sum) counts where it is worse than one.
@@ -199,7 +227,7 @@ def _scan(
         condition = 1.0 + (size / np.maximum(1.0, np.abs(total))).max(initial=0.0)
     else:
         condition = 1.0 + float((size / np.maximum(np.abs(total), 1e-30)).max(initial=0.0))
-    scale = oracle.selective_scan(np.abs(x), delta, A, np.abs(B), np.abs(C), np.abs(D), None, bias, reverse, softplus)
+    scale = oracle.selective_scan(x_size, delta, A, B_size, C_size, np.abs(D), None, bias, reverse, softplus)
     if z is not None:
         scale = scale * np.abs(oracle.silu(z))
     return Expected(value, condition * np.abs(scale))

@@ -10,19 +10,23 @@ import onnx
 import onnxruntime
 from onnx import TensorProto, helper
 
-from mscope.core.contract import OP_BIDIRECTIONAL_SCAN, OP_CONV, OP_DOMAIN, OP_SCAN, OP_VERSION, OPSET
+from mscope.core.contract import OP_BIDIRECTIONAL_SCAN, OP_CONV, OP_DOMAIN, OP_MIXER, OP_SCAN, OP_VERSION, OPSET
 from mscope.plugins import build, find, ort
 from op_cases import Inputs
 
 FLOAT32 = "float32"
 ELEMENT_TYPES = {"float32": TensorProto.FLOAT, "float16": TensorProto.FLOAT16, "bfloat16": TensorProto.BFLOAT16}
-PARAMETERS = {"weight", "bias", "A", "D", "dt_weight", "dt_bias", "delta_bias"}
+PARAMETERS = {"weight", "bias", "A", "D", "dt_weight", "dt_bias", "delta_bias", "x_proj_weight"}
 #: Inputs of each op by their names in op_cases.Inputs, and which of them are float32 whatever the storage type is.
 OP_INPUTS = {
     OP_CONV: ("xz", "weight", "bias", "weight_b", "bias_b"),
     OP_SCAN: ("x", "delta", "A", "B", "C", "D", "z", "dt_bias"),
     OP_BIDIRECTIONAL_SCAN: (
         "xz", "x_both", "dbc", "dt_weight", "dt_bias", "A", "D", "dt_weight_b", "dt_bias_b", "A_b", "D_b",
+    ),
+    OP_MIXER: (
+        "xz", "weight", "bias", "weight_b", "bias_b", "x_proj_weight",
+        "dt_weight", "dt_bias", "A", "D", "dt_weight_b", "dt_bias_b", "A_b", "D_b",
     ),
 }  # fmt: skip
 ALWAYS_FLOAT32 = {"A", "A_b", "D", "D_b", "dt_bias", "dt_bias_b"}
@@ -133,6 +137,10 @@ def run_torch(op: str, values: Values, *, reverse: int = 0, constants: bool = Tr
             result = scan.bidirectional_conv1d_silu(*tensors.values())
         elif op == OP_SCAN:
             result = scan.selective_scan(*tensors.values(), reverse=bool(reverse))
+        elif op == OP_MIXER:
+            xz, *parameters = tensors.values()
+            x = scan.bidirectional_conv1d_silu(xz, *parameters[:4])
+            result = scan.bidirectional_selective_scan(xz, x, x @ parameters[4], *parameters[5:])
         else:
             result = scan.bidirectional_selective_scan(*tensors.values())
     return result.numpy()

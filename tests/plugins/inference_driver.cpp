@@ -77,8 +77,17 @@ double error_of(double got, double expected, double scale, Storage storage) {
   return error >= 0.0 || std::isnan(got) != std::isnan(expected) ? error : 0.0;
 }
 
+// Numbers in double that are read as Values are.
+struct Exact {
+  std::vector<double> numbers;
+  explicit Exact(int64_t count) : numbers(static_cast<size_t>(count), 0.0) {}
+  double at(int64_t i) const { return numbers[static_cast<size_t>(i)]; }
+  double& operator[](int64_t i) { return numbers[static_cast<size_t>(i)]; }
+};
+
 // One direction in double, added to y, with the sum of absolute values for the error's scale.
-void reference_scan(const Sizes& s, Values& x, const std::vector<double>& delta, Values& bc, int64_t row, int64_t at_b,
+template <class X, class BC>
+void reference_scan(const Sizes& s, const X& x, const std::vector<double>& delta, const BC& bc, int64_t row, int64_t at_b,
                     const Values& A, const Values& D, bool reverse, std::vector<double>& y, std::vector<double>& scale) {
   for (int64_t b = 0; b < s.batch; ++b)
     for (int64_t c = 0; c < s.channels; ++c) {
@@ -106,7 +115,7 @@ double bidirectional(const Kernels& kernels, const Sizes& s, Storage storage) {
   const int64_t rows = s.batch * s.tokens, columns = s.rank + 2 * s.states;
   Values xz(storage, rows * 2 * s.channels, -2, 2), y(storage, rows * s.channels, 0, 0);
   ScanProblem p{};
-  p.storage = storage;
+  p.storage = p.inner = storage;
   p.batch = s.batch, p.tokens = s.tokens, p.channels = s.channels, p.states = s.states, p.rank = s.rank;
   p.softplus = true;
   p.directions = 2;
@@ -152,6 +161,99 @@ double bidirectional(const Kernels& kernels, const Sizes& s, Storage storage) {
     worst = std::fmax(worst, error_of(y.at(i), expected[at] * gate, std::fabs(scale[at] * gate), storage));
   }
   // A very negative delta's rounding counts as often in softplus, which is an exponential there.
+  if (s.delta_low < 0) worst /= 1.0 - s.delta_low;
+  return worst;
+}
+
+// The reference's convolution and SiLU of one token and channel, backward or not.
+double convolved(const Values& x, int64_t row, int64_t token, int64_t tokens, int64_t c, int64_t taps, const Values& weight,
+                 const Values& bias, bool backward) {
+  double sum = bias.at(c);
+  for (int64_t j = 0; j < taps; ++j) {
+    const int64_t reach = (taps - 1 - j) * (backward ? 1 : -1), t = token % tokens + reach;
+    if (t >= 0 && t < tokens) sum += weight.at(c * taps + j) * x.at((token + reach) * row + c);
+  }
+  return silu(sum);
+}
+
+// VimMixer: both phases against the references of their parts. What it is divided by: y's own sum of absolute values, for
+// B and C the sums behind them, and twice that, as x and dt have errors of their own.
+double mixer(const Kernels& kernels, const Sizes& s, Storage storage) {
+  const int64_t rows = s.batch * s.tokens, C = s.channels, columns = s.rank + 2 * s.states;
+  const int64_t padded = padded_columns(kernels.width, columns);
+  Values xz(storage, rows * 2 * C, -2, 2), y(storage, rows * C, 0, 0);
+  std::vector<double> expected(static_cast<size_t>(rows * C), 0.0), scale(expected), ignored(expected);
+  std::unique_ptr<float[]> x(new float[static_cast<size_t>(2 * rows * C)]), dbc(new float[static_cast<size_t>(2 * rows * padded)]);
+  std::unique_ptr<float[]> conv[2], x_proj[2], packed[2];
+  std::vector<Values> kept;
+  kept.reserve(16);
+  ProjectProblem p{};
+  p.conv.storage = storage;
+  p.conv.batch = s.batch, p.conv.tokens = s.tokens, p.conv.channels = C, p.conv.taps = s.taps;
+  p.conv.x = xz.data();
+  p.conv.x_row = 2 * C;
+  p.conv.directions = 2;
+  p.columns = padded;
+  ScanProblem q{};
+  q.storage = storage, q.inner = Storage::f32;
+  q.batch = s.batch, q.tokens = s.tokens, q.channels = C, q.states = s.states, q.rank = s.rank;
+  q.softplus = true;
+  q.directions = 2;
+  q.z = xz.from(C);
+  q.z_row = 2 * C;
+  q.y = y.data();
+  for (int i = 0; i < 2; ++i) {
+    Values weight(storage, C * s.taps, -1, 1), bias(storage, C, -1, 1), product(storage, C * columns, -0.5f, 0.5f);
+    Values dt_weight(storage, C * s.rank, -0.3f, 0.3f), dt_bias(Storage::f32, C, s.delta_low, s.delta_high);
+    Values A(Storage::f32, C * s.states, -8.0f, -0.01f), D(Storage::f32, C, -1, 1);
+    conv[i].reset(new float[static_cast<size_t>(packed_conv_floats(kernels.width, C, s.taps))]);
+    pack_conv(kernels.width, storage, C, s.taps, weight.data(), bias.data(), conv[i].get());
+    x_proj[i].reset(new float[static_cast<size_t>(C * padded)]);
+    pack_x_proj(kernels.width, storage, C, columns, product.data(), x_proj[i].get());
+    packed[i].reset(new float[static_cast<size_t>(packed_scan_floats(kernels.width, C, s.states, s.rank))]);
+    pack_scan(kernels.width, storage, C, s.states, s.rank, A.floats(), dt_weight.data(), dt_bias.floats(), D.floats(),
+              packed[i].get());
+    float *const x_i = x.get() + i * rows * C, *const dbc_i = dbc.get() + i * rows * padded;
+    p.conv.direction[i] = {conv[i].get(), x_i, i == 1};
+    p.weight[i] = x_proj[i].get();
+    p.dbc[i] = dbc_i;
+    q.direction[i] = {packed[i].get(), x_i, C, dbc_i, padded, dbc_i + s.rank, dbc_i + s.rank + s.states, padded, padded, i == 1};
+
+    // The same in double; x and B, C once as they are and once as the sums of absolute values behind them.
+    Exact fine(rows * C), between(rows * columns), magnitude(rows * columns);
+    std::vector<double> delta(expected.size());
+    for (int64_t token = 0; token < rows; ++token) {
+      for (int64_t c = 0; c < C; ++c) fine[token * C + c] = convolved(xz, 2 * C, token, s.tokens, c, s.taps, weight, bias, i == 1);
+      for (int64_t k = 0; k < columns; ++k)
+        for (int64_t c = 0; c < C; ++c) {
+          const double term = fine[token * C + c] * product.at(c * columns + k);
+          between[token * columns + k] += term;
+          magnitude[token * columns + k] += std::fabs(term);
+        }
+      for (int64_t c = 0; c < C; ++c) {
+        double sum = dt_bias.at(c);
+        for (int64_t r = 0; r < s.rank; ++r) sum += between[token * columns + r] * dt_weight.at(c * s.rank + r);
+        delta[static_cast<size_t>(token * C + c)] = softplus(sum);
+      }
+    }
+    reference_scan(s, fine, delta, between, columns, s.rank, A, D, i == 1, expected, ignored);
+    Exact size(fine);
+    for (int64_t k = 0; k < rows * C; ++k) size[k] = std::fabs(size[k]) + 0.5;  // the convolution's terms are up to 2
+    reference_scan(s, size, delta, magnitude, columns, s.rank, A, D, i == 1, ignored, scale);
+  }
+  const int64_t tasks = kernels.scan_tasks(q);
+  std::unique_ptr<float[]> sum(new float[expected.size() + 1]);
+  std::unique_ptr<float[]> state(new float[static_cast<size_t>(tasks * s.states * kernels.width + 1)]);
+  q.sum = sum.get();
+  q.state = state.get();
+  for (int64_t task = kernels.project_tasks(p) - 1; task >= 0; --task) kernels.project(p, task);
+  for (int64_t task = tasks - 1; task >= 0; --task) kernels.scan(q, task);
+  double worst = 0.0;
+  for (int64_t i = 0; i < rows * C; ++i) {
+    const double gate = silu(xz.at(i / C * 2 * C + C + i % C)) / 2;
+    const size_t at = static_cast<size_t>(i);
+    worst = std::fmax(worst, error_of(y.at(i), expected[at] * gate, 2 * std::fabs(scale[at] * gate), storage));
+  }
   if (s.delta_low < 0) worst /= 1.0 - s.delta_low;
   return worst;
 }
@@ -206,6 +308,7 @@ int main() {
       for (Storage storage : {Storage::f32, Storage::f16, Storage::bf16}) {
         if (storage == Storage::f16 && sizes.delta_high > 1000) continue;  // y is beyond the largest float16
         worst = std::fmax(worst, std::fmax(bidirectional(*kernels(), sizes, storage), convolution(*kernels(), sizes, storage)));
+        worst = std::fmax(worst, mixer(*kernels(), sizes, storage));
       }
     std::printf("%s: worst error %.3g of what was summed\n", isa, worst);
     good = good && worst < 1e-6;

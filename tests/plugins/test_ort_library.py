@@ -14,7 +14,7 @@ import pytest
 from onnx import TensorProto, helper
 
 import ort_graphs
-from mscope.core.contract import OP_BIDIRECTIONAL_SCAN, OP_CONV, OP_SCAN
+from mscope.core.contract import OP_BIDIRECTIONAL_SCAN, OP_CONV, OP_MIXER, OP_SCAN
 from mscope.plugins import build, ort
 from op_cases import Case, Inputs
 from ort_graphs import FLOAT32, LIBRARY, model_of, run, session_of, usable_isas, values_of
@@ -46,6 +46,16 @@ WRONG_SHAPES = [
     (OP_BIDIRECTIONAL_SCAN, "dt_weight_b", (7, 11), r"dt_weight_b has shape \(7, 11\), expected .* = \(7, 12\)"),
     (OP_BIDIRECTIONAL_SCAN, "A_b", (7, 8), r"A_b has shape \(7, 8\), expected \(C, N\) = \(7, 16\)"),
     (OP_BIDIRECTIONAL_SCAN, "D", (8,), r"D has shape \(8,\), expected \(C\) = \(7,\)"),
+    (OP_MIXER, "xz", (1, 9, 13),
+     r"xz has shape \(1, 9, 13\), expected \(B, L, 2C\) = \(\?, \?, 14\).* C and N from A \(7, 16\)"),
+    (OP_MIXER, "xz", (1, 0, 14), r"xz has no tokens, expected L of at least 1"),
+    (OP_MIXER, "weight", (7, 5), r"weight has 5 taps, expected W from 2 to 4"),
+    (OP_MIXER, "weight_b", (7, 3), r"weight_b has shape \(7, 3\), expected \(C, W\) = \(7, 4\)"),
+    (OP_MIXER, "bias", (8,), r"bias has shape \(8,\), expected \(C\) = \(7,\)"),
+    (OP_MIXER, "x_proj_weight", (2, 44, 7),
+     r"x_proj_weight has shape \(2, 44, 7\), expected \(2, C, R \+ 2N\) = \(2, 7, 44\).* R from dt_weight \(7, 12\)"),
+    (OP_MIXER, "dt_bias_b", (6,), r"dt_bias_b has shape \(6,\), expected \(C\) = \(7,\)"),
+    (OP_MIXER, "A_b", (7, 8), r"A_b has shape \(7, 8\), expected \(C, N\) = \(7, 16\)"),
 ]  # fmt: skip
 
 

@@ -11,7 +11,7 @@ import pytest
 
 import op_cases as cases
 import ort_graphs
-from mscope.core.contract import OP_BIDIRECTIONAL_SCAN, OP_CONV, OP_SCAN
+from mscope.core.contract import OP_BIDIRECTIONAL_SCAN, OP_CONV, OP_MIXER, OP_SCAN
 from mscope.plugins import ort
 from op_cases import Case, Inputs
 from ort_graphs import FLOAT32, OP_INPUTS, model_of, run, session_of, usable_isas, values_of
@@ -19,6 +19,9 @@ from ort_graphs import FLOAT32, OP_INPUTS, model_of, run, session_of, usable_isa
 #: Errors are counted in roundings of what was summed (op_cases.Expected), and grow with what compounds over tokens: a
 #: decay near one is off by up to two roundings in each.
 TOLERANCE = 4.0
+#: What a mixer sums is counted through its three stages, each by absolute values, so that a rounding of it is worth
+#: more: an error of the product, up to 2 of its own roundings, is a fraction of one here. Worst measured: 0.6.
+MIXER_TOLERANCE = 1.0
 
 CASES = [
     *cases.CASES,
@@ -67,6 +70,12 @@ class TestAgainstFloat64:
         y = run(implementation, OP_BIDIRECTIONAL_SCAN, values_of(OP_BIDIRECTIONAL_SCAN, inputs))
         assert cases.bidirectional(inputs).worst(y, FLOAT32) < TOLERANCE
 
+    def test_mixer(self, case: Case, implementation: str) -> None:
+        skip_where_unfit(implementation, case)
+        inputs = Inputs(case, FLOAT32)
+        y = run(implementation, OP_MIXER, values_of(OP_MIXER, inputs))
+        assert cases.mixer(inputs).worst(y, FLOAT32) < MIXER_TOLERANCE
+
 
 @needs_library
 @pytest.mark.parametrize("isa", usable_isas())
@@ -83,6 +92,8 @@ class TestNativeKernels:
         assert cases.scan(inputs, True, gated=True).worst(y, dtype) < TOLERANCE
         y = run(name, OP_BIDIRECTIONAL_SCAN, values_of(OP_BIDIRECTIONAL_SCAN, inputs), dtype=dtype)
         assert cases.bidirectional(inputs).worst(y, dtype) < TOLERANCE
+        y = run(name, OP_MIXER, values_of(OP_MIXER, inputs), dtype=dtype)
+        assert cases.mixer(inputs).worst(y, dtype) < MIXER_TOLERANCE
 
     @pytest.mark.parametrize("op", OP_INPUTS)
     def test_parameters_as_inputs_give_the_same_bits(self, op: str, isa: str) -> None:

@@ -17,6 +17,8 @@ OP_VERSION = 2
 OP_CONV = "CausalConv1dSiLU"
 OP_SCAN = "SelectiveScan"
 OP_BIDIRECTIONAL_SCAN = "BidirectionalSelectiveScan"
+# The two ops of a block and x_proj between them: what a CPU runs as one.
+OP_MIXER = "VimMixer"
 
 OPSET = 18
 

@@ -9,14 +9,18 @@ faster than its own Softplus; the convolution is four shifted multiply-adds.
 
 from __future__ import annotations
 
+import re
+
 import onnx
 import onnx.parser
 
-from mscope.core.contract import OP_BIDIRECTIONAL_SCAN, OP_CONV, OP_DOMAIN, OP_SCAN, OPSET
+from mscope.core.contract import OP_BIDIRECTIONAL_SCAN, OP_CONV, OP_DOMAIN, OP_MIXER, OP_SCAN, OP_VERSION, OPSET
 from mscope.core.errors import MscopeError
 from mscope.export.translations import OP_INPUTS, OP_OUTPUTS
 
 _HEADER = f'<opset_import: ["" : {OPSET}], domain: "{OP_DOMAIN}">'
+# Of a body that uses ops itself.
+_NESTED_HEADER = f'<opset_import: ["" : {OPSET}, "{OP_DOMAIN}" : {OP_VERSION}], domain: "{OP_DOMAIN}">'
 _MAX_TAPS = 4
 
 
@@ -30,13 +34,17 @@ def attach_functions(model: onnx.ModelProto) -> None:
 
 
 def functions_for(graph: onnx.GraphProto) -> list[onnx.FunctionProto]:
-    """One function for each op used in `graph`, in the order of first use."""
+    """One function for each op used in `graph`, in the order of first use, and after it those that its body uses."""
     forms: dict[str, tuple[bool, ...]] = {}
     for node in graph.node:
         if node.domain == OP_DOMAIN:
             form = _form(node)
             if forms.setdefault(node.op_type, form) != form:
                 raise MscopeError(f"{node.op_type} is used with different optional inputs: one body cannot serve both")
+    if OP_MIXER in forms:
+        for name, form in ((OP_CONV, (True, True)), (OP_BIDIRECTIONAL_SCAN, ())):
+            if forms.setdefault(name, form) != form:
+                raise MscopeError(f"{name} is used by {OP_MIXER} and in another form: one body cannot serve both")
     return [_function(name, form) for name, form in forms.items()]
 
 
@@ -51,17 +59,25 @@ def _function(name: str, form: tuple[bool, ...]) -> onnx.FunctionProto:
         return conv_function(bidirectional=form[0])
     if name == OP_SCAN:
         return scan_function(gated=form[0], biased=form[1])
+    if name == OP_MIXER:
+        return mixer_function()
     return bidirectional_scan_function()
 
 
-def _parse(name: str, body: str, attributes: str = "") -> onnx.FunctionProto:
+def _parse(name: str, body: str, attributes: str = "", header: str = _HEADER) -> onnx.FunctionProto:
     inputs = ", ".join(text.rstrip("?") for text in OP_INPUTS[name])
     results = ", ".join(OP_OUTPUTS[name])
-    function = onnx.parser.parse_function(f"{_HEADER} {name} {attributes} ({inputs}) => ({results}) {{ {body} }}")
+    body = re.sub(r"value_ints = \[([^\]]*)\]", _as_tensor, body)
+    function = onnx.parser.parse_function(f"{header} {name} {attributes} ({inputs}) => ({results}) {{ {body} }}")
     for number, node in enumerate(function.node):
         # An engine that inlines the body keeps its nodes' names: what a profiler reports can be told apart.
         node.name = f"{name}/{node.op_type}_{number}"
     return function
+
+
+def _as_tensor(ints: re.Match[str]) -> str:
+    """A list of integers: ONNX Runtime 1.17 takes one for a number where it infers shapes through a body in a body."""
+    return f"value = int64[{ints[1].count(',') + 1}] {{{ints[1]}}}"
 
 
 def conv_function(*, bidirectional: bool = True) -> onnx.FunctionProto:
@@ -252,6 +268,20 @@ def bidirectional_scan_function() -> onnx.FunctionProto:
         y = CastLike(gated, xz)
     """
     return _parse(OP_BIDIRECTIONAL_SCAN, body)
+
+
+def mixer_function() -> onnx.FunctionProto:
+    """`VimMixer`: the two ops of a block with x_proj of both directions between them."""
+    conv = ", ".join(OP_INPUTS[OP_CONV]).replace("?", "")
+    scan = ", ".join(OP_INPUTS[OP_BIDIRECTIONAL_SCAN])
+    body = f"""
+        x = {OP_DOMAIN}.{OP_CONV}({conv})
+        dbc = MatMul(x, x_proj_weight)
+        y = {OP_DOMAIN}.{OP_BIDIRECTIONAL_SCAN}({scan})
+    """
+    function = _parse(OP_MIXER, body, header=_NESTED_HEADER)
+    function.node[1].name = f"{OP_MIXER}/x_proj"
+    return function
 
 
 def scan_function(*, gated: bool, biased: bool) -> onnx.FunctionProto:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from mscope.core.contract import OP_BIDIRECTIONAL_SCAN, OP_CONV, OP_DOMAIN, OP_SCAN, OP_VERSION
+from mscope.core.contract import OP_BIDIRECTIONAL_SCAN, OP_CONV, OP_DOMAIN, OP_MIXER, OP_SCAN, OP_VERSION
 
 # Inputs and outputs of the ops as docs/ops.md names them; `?` marks an optional one.
 OP_INPUTS: dict[str, tuple[str, ...]] = {
@@ -14,11 +14,16 @@ OP_INPUTS: dict[str, tuple[str, ...]] = {
     OP_BIDIRECTIONAL_SCAN: (
         "xz", "x", "dbc", "dt_weight", "dt_bias", "A", "D", "dt_weight_b", "dt_bias_b", "A_b", "D_b",
     ),
+    OP_MIXER: (
+        "xz", "weight", "bias", "weight_b", "bias_b", "x_proj_weight",
+        "dt_weight", "dt_bias", "A", "D", "dt_weight_b", "dt_bias_b", "A_b", "D_b",
+    ),
 }  # fmt: skip
 OP_OUTPUTS: dict[str, tuple[str, ...]] = {
     OP_CONV: ("x",),
     OP_SCAN: ("y",),
     OP_BIDIRECTIONAL_SCAN: ("y",),
+    OP_MIXER: ("y",),
 }
 
 

@@ -105,6 +105,14 @@ void pack_conv(int64_t width, Storage storage, int64_t channels, int64_t taps, c
   }
 }
 
+int64_t padded_columns(int64_t width, int64_t columns) { return blocks_of(width, columns) * width; }
+
+void pack_x_proj(int64_t width, Storage storage, int64_t channels, int64_t columns, const void* weight, float* packed) {
+  const int64_t padded = padded_columns(width, columns);
+  for (int64_t c = 0; c < channels; ++c)
+    for (int64_t i = 0; i < padded; ++i) *packed++ = i < columns ? to_float(storage, weight, c * columns + i) : 0.0f;
+}
+
 int64_t packed_scan_floats(int64_t width, int64_t channels, int64_t states, int64_t rank) {
   return blocks_of(width, channels) * (states + rank + 3) * width;
 }

@@ -28,7 +28,15 @@ struct ConvProblem {
   ConvDirection direction[2];
 };
 
-// SelectiveScan and BidirectionalSelectiveScan.
+// The first phase of VimMixer: the convolution, into float32 whatever x is stored as, and x_proj of it; two directions.
+struct ProjectProblem {
+  ConvProblem conv;
+  int64_t columns;         // of dbc: R + 2N, padded to whole vectors
+  const float* weight[2];  // see pack_x_proj
+  float* dbc[2];           // (batch, tokens, columns)
+};
+
+// SelectiveScan and BidirectionalSelectiveScan; and the second phase of VimMixer, where x, dt, B and C are float32.
 struct ScanDirection {
   const float* packed;  // see pack_scan
   const void* x;
@@ -42,7 +50,8 @@ struct ScanDirection {
   bool reverse;
 };
 struct ScanProblem {
-  Storage storage;
+  Storage storage;  // of z and y
+  Storage inner;    // of the directions' x, delta, B and C: the same, or f32
   int64_t batch, tokens, channels, states, rank;
   bool softplus;
   int directions;  // their outputs are averaged
@@ -62,6 +71,8 @@ struct Kernels {
   int64_t width;  // channels of a block
   int64_t (*conv_tasks)(const ConvProblem&);
   void (*conv)(const ConvProblem&, int64_t task);
+  int64_t (*project_tasks)(const ProjectProblem&);
+  void (*project)(const ProjectProblem&, int64_t task);
   int64_t (*scan_tasks)(const ScanProblem&);
   void (*scan)(const ScanProblem&, int64_t task);
 };
@@ -77,6 +88,10 @@ bool force_isa(const char* name);
 int64_t packed_conv_floats(int64_t width, int64_t channels, int64_t taps);
 void pack_conv(int64_t width, Storage storage, int64_t channels, int64_t taps, const void* weight, const void* bias,
                float* packed);
+
+// x_proj (channels, columns) as (channels, columns padded to whole vectors).
+int64_t padded_columns(int64_t width, int64_t columns);
+void pack_x_proj(int64_t width, Storage storage, int64_t channels, int64_t columns, const void* weight, float* packed);
 
 // A block: A log2(e) (states, width), dt_weight (rank, width), delta bias, D, and the largest delta whose decays the fast
 // exponential takes (each (width)). dt_weight is null where rank is 0, delta_bias where there is none.

@@ -10,7 +10,8 @@ namespace mscope {
 
 const inference::Kernels* MSCOPE_KERNELS_OF();
 const inference::Kernels* MSCOPE_KERNELS_OF() {
-  static constexpr inference::Kernels table = {MSCOPE_ISA_STRING, Vec::width, conv_tasks, conv_task, scan_tasks, scan_task};
+  static constexpr inference::Kernels table = {
+      MSCOPE_ISA_STRING, Vec::width, conv_tasks, conv_task, project_tasks, project_task, scan_tasks, scan_task};
   return &table;
 }
 

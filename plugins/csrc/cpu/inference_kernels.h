@@ -9,6 +9,8 @@ inline namespace MSCOPE_ISA_NAME {
 
 int64_t conv_tasks(const inference::ConvProblem& problem);
 void conv_task(const inference::ConvProblem& problem, int64_t task);
+int64_t project_tasks(const inference::ProjectProblem& problem);
+void project_task(const inference::ProjectProblem& problem, int64_t task);
 int64_t scan_tasks(const inference::ScanProblem& problem);
 void scan_task(const inference::ScanProblem& problem, int64_t task);
 

@@ -52,7 +52,7 @@ class BidirectionalScanKernel final : public Kernel {
     validate(shapes);
     const Shape &A = shapes[kForward + kA], &dt_weight = shapes[kForward + kDtWeight];
     ScanProblem p{};
-    p.storage = storage;
+    p.storage = p.inner = storage;
     p.batch = shapes[kXz].at(0);
     p.tokens = shapes[kXz].at(1);
     p.channels = A.at(0);

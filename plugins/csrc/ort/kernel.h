@@ -37,7 +37,7 @@ struct OpSpec {
   void (*infer)(const OrtApi&, OrtShapeInferContext*);
 };
 
-extern const OpSpec kConvOp, kScanOp, kBidirectionalScanOp;
+extern const OpSpec kConvOp, kScanOp, kBidirectionalScanOp, kMixerOp;
 
 // How often kernels were created and run in this process: the proof that a session uses them (docs/kernels.md).
 struct Counters {

@@ -91,7 +91,7 @@ OrtCustomOpDomain* domain_of(const OrtApi& api) {
   the_api = &api;
   OrtCustomOpDomain* made = nullptr;
   check(api, api.CreateCustomOpDomain(kDomain, &made));
-  for (const OpSpec* spec : {&kConvOp, &kScanOp, &kBidirectionalScanOp}) {
+  for (const OpSpec* spec : {&kConvOp, &kScanOp, &kBidirectionalScanOp, &kMixerOp}) {
     for (Storage storage : {Storage::f32, Storage::f16, Storage::bf16}) {
       CustomOp* const op = new CustomOp();
       describe(*op, *spec, storage);

@@ -43,7 +43,7 @@ class ScanKernel final : public Kernel {
     if (packed_.get() != nullptr) shapes[kA] = A_;
     validate(shapes);
     ScanProblem p{};
-    p.storage = storage;
+    p.storage = p.inner = storage;
     p.batch = shapes[kX].at(0);
     p.tokens = shapes[kX].at(1);
     p.channels = shapes[kA].at(0);

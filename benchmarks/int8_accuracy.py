@@ -13,7 +13,6 @@ from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
-import onnx
 from int8_cpu import RESULTS, ROOT, digits_bundle, pictures
 
 from mscope.calib.calibrate import calibrate, smoothed_models
@@ -21,6 +20,7 @@ from mscope.calib.gate import compare, decide
 from mscope.calib.quantize import EightBit, quantized
 from mscope.calib.ranges import METHODS, Method
 from mscope.core.bundle import load_manifest
+from mscope.export.passes.mixers import load_split
 
 
 def main() -> None:
@@ -33,7 +33,7 @@ def main() -> None:
 
     folder = digits_bundle(options.bundles)
     manifest = load_manifest(folder)
-    models = {stage: onnx.load(folder / record.variants[0].file) for stage, record in manifest.stages.items()}
+    models = {stage: load_split(folder / record.variants[0].file) for stage, record in manifest.stages.items()}
     calibration = pictures(manifest, "digits:validation", options.calibration)
     test = pictures(manifest, "digits:test", options.pictures)
 

@@ -32,6 +32,7 @@ from mscope.core.contract import Stage, graph_for
 from mscope.core.manifest import Manifest
 from mscope.export.build import build_bundle
 from mscope.export.options import BuildOptions, config_from_options
+from mscope.export.passes.mixers import load_split
 from mscope.runtime.backends.base import Runner
 from mscope.runtime.backends.ort import OrtRunner
 from mscope.runtime.preprocess import Preprocessor
@@ -96,7 +97,7 @@ def main() -> None:
     folder = digits_bundle(options.bundles) if digits else bundle_for(options.size, "mambascope", options.bundles)
     manifest = load_manifest(folder)
     files = {stage: folder / record.variants[0].file for stage, record in manifest.stages.items()}
-    fp32 = {stage: onnx.load(path) for stage, path in files.items()}
+    fp32 = {stage: load_split(path) for stage, path in files.items()}
     seen_pictures = (
         [batch.tensor for batch in pictures(manifest, "digits:validation", 256)()] if digits else photographs(manifest)
     )

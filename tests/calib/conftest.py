@@ -15,6 +15,7 @@ from mscope.core.config import config_for
 from mscope.core.contract import Stage
 from mscope.export.build import build_bundle
 from mscope.export.options import BuildOptions
+from mscope.export.passes.mixers import load_split
 from mscope.runtime.preprocess import Preprocessor
 
 
@@ -29,7 +30,7 @@ def digits_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def digits_models(digits_bundle: Path) -> dict[Stage, onnx.ModelProto]:
     """Both graphs; not to be modified."""
-    return {stage: onnx.load(digits_bundle / f"{stage}.onnx") for stage in ("coarse", "fine")}
+    return {stage: load_split(digits_bundle / f"{stage}.onnx") for stage in ("coarse", "fine")}
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 
 from mscope.core.config import ModelConfig, make_config
 from mscope.core.contract import Stage
+from mscope.export.passes.mixers import split_mixers
 from mscope.export.to_onnx import onnx_from_model
 from mscope.model.backbone import Backbone
 from mscope.model.checkpoint import model_from_seed
@@ -39,15 +41,21 @@ def network(small: Callable[..., ModelConfig]) -> Backbone:
 
 
 @pytest.fixture(scope="session")
-def exported(network: Backbone) -> dict[Stage, onnx.ModelProto]:
-    """Its two graphs; not to be modified."""
+def written(network: Backbone) -> dict[Stage, onnx.ModelProto]:
+    """Its two graphs as a bundle's files hold them; not to be modified."""
     return {stage: onnx_from_model(network, stage) for stage in ("coarse", "fine")}
 
 
+@pytest.fixture(scope="session")
+def exported(written: dict[Stage, onnx.ModelProto]) -> dict[Stage, onnx.ModelProto]:
+    """The same with the mixers taken apart, as everything that works on graphs gets them; not to be modified."""
+    return {stage: split_mixers(copy.deepcopy(model)) for stage, model in written.items()}
+
+
 @pytest.fixture
-def files(exported: dict[Stage, onnx.ModelProto], tmp_path: Path) -> dict[Stage, Path]:
+def files(written: dict[Stage, onnx.ModelProto], tmp_path: Path) -> dict[Stage, Path]:
     """The two graphs as files."""
-    paths: dict[Stage, Path] = {stage: tmp_path / f"{stage}.onnx" for stage in exported}
+    paths: dict[Stage, Path] = {stage: tmp_path / f"{stage}.onnx" for stage in written}
     for stage, path in paths.items():
-        path.write_bytes(exported[stage].SerializeToString())
+        path.write_bytes(written[stage].SerializeToString())
     return paths

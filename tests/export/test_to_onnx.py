@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 import time
 from collections import Counter
@@ -17,11 +18,21 @@ from onnx import numpy_helper
 
 from mscope.core.cascade import select_regions
 from mscope.core.config import ModelConfig, config_for
-from mscope.core.contract import OP_BIDIRECTIONAL_SCAN, OP_CONV, OP_DOMAIN, OP_VERSION, OPSET, Stage, graph_for
+from mscope.core.contract import (
+    OP_BIDIRECTIONAL_SCAN,
+    OP_CONV,
+    OP_DOMAIN,
+    OP_MIXER,
+    OP_VERSION,
+    OPSET,
+    Stage,
+    graph_for,
+)
 from mscope.core.cost import parameter_count
 from mscope.core.errors import MscopeError
 from mscope.core.geometry import coarse_grid, regions_refined, token_counts
 from mscope.export import passes
+from mscope.export.passes.mixers import join_mixers, split_mixers
 from mscope.export.to_onnx import check_interface, onnx_from_model
 from mscope.model.backbone import Backbone
 from mscope.model.checkpoint import model_from_seed
@@ -46,6 +57,33 @@ def test_a_block_is_what_it_should_be(exported: dict[Stage, onnx.ModelProto], ne
         assert Counter(node.op_type for node in nodes) == BLOCK
         names = {node.name for node in nodes}
         assert {f"layers.{layer}/mixer/{part}" for part in ("in_proj", "x_proj", "out_proj")} <= names
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_file_holds_whole_mixers(
+    written: dict[Stage, onnx.ModelProto], exported: dict[Stage, onnx.ModelProto], stage: Stage
+) -> None:
+    """One op a block, whose body is the two others and x_proj; taken apart and joined again the file is the same."""
+    model = written[stage]
+    joined = Counter(BLOCK) - Counter({OP_CONV: 1, OP_BIDIRECTIONAL_SCAN: 1, "MatMul": 1}) + Counter({OP_MIXER: 1})
+    for block in ("layers.0/", "layers.1/", "layers.2/"):
+        assert Counter(node.op_type for node in model.graph.node if node.name.startswith(block)) == joined
+    assert [function.name for function in model.functions] == [OP_MIXER, OP_CONV, OP_BIDIRECTIONAL_SCAN]
+    assert [node.op_type for node in model.functions[0].node] == [OP_CONV, "MatMul", OP_BIDIRECTIONAL_SCAN]
+    onnx.checker.check_model(model, full_check=True)
+    again = join_mixers(copy.deepcopy(exported[stage]))
+    assert list(again.graph.node) == list(model.graph.node)
+    assert list(split_mixers(again).graph.node) == list(exported[stage].graph.node)
+    infos = {info.name for info in model.graph.value_info}
+    assert {name for node in model.graph.node for name in node.output} <= infos | {o.name for o in model.graph.output}
+
+
+def test_a_mixer_of_which_a_part_is_read_elsewhere_stays_apart(exported: dict[Stage, onnx.ModelProto]) -> None:
+    model = copy.deepcopy(exported["coarse"])
+    scan = next(node for node in model.graph.node if node.op_type == OP_BIDIRECTIONAL_SCAN)
+    model.graph.output.append(onnx.helper.make_tensor_value_info(scan.input[2], onnx.TensorProto.FLOAT, [None] * 3))
+    counts = Counter(node.op_type for node in join_mixers(model).graph.node)
+    assert (counts[OP_MIXER], counts[OP_CONV], counts[OP_BIDIRECTIONAL_SCAN]) == (2, 1, 1)
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -132,8 +170,8 @@ def test_no_trace_of_the_exporter_or_of_local_paths(exported: dict[Stage, onnx.M
         assert b"model.layers" not in content
 
 
-def test_same_weights_same_bytes(network: Backbone, exported: dict[Stage, onnx.ModelProto]) -> None:
-    assert onnx_from_model(network, "fine").SerializeToString() == exported["fine"].SerializeToString()
+def test_same_weights_same_bytes(network: Backbone, written: dict[Stage, onnx.ModelProto]) -> None:
+    assert onnx_from_model(network, "fine").SerializeToString() == written["fine"].SerializeToString()
 
 
 def test_passes_are_idempotent(exported: dict[Stage, onnx.ModelProto]) -> None:
@@ -145,18 +183,18 @@ def test_passes_are_idempotent(exported: dict[Stage, onnx.ModelProto]) -> None:
 
 
 @pytest.mark.parametrize("batch", [0, 1, 3])
-def test_any_batch(exported: dict[Stage, onnx.ModelProto], network: Backbone, batch: int) -> None:
+def test_any_batch(written: dict[Stage, onnx.ModelProto], network: Backbone, batch: int) -> None:
     assert isinstance(network, MambaScope)
     config = network.config
     image = np.random.default_rng(5).standard_normal((batch, config.channels, config.height, config.width))
     image = image.astype(np.float32)
     coarse = graph_for(config, "coarse")
-    first = dict(zip(coarse.output_names, session(exported["coarse"]).run(None, {"image": image}), strict=True))
+    first = dict(zip(coarse.output_names, session(written["coarse"]).run(None, {"image": image}), strict=True))
     count = regions_refined(config.alpha, coarse_grid(config).count)
     selected, remaining = select_regions(first["importance"], count)
     feeds = {"image": image, "selected": selected, "remaining": remaining}
     feeds |= {name: first[name] for name in ("features", "embeddings")}
-    (logits,) = session(exported["fine"]).run(None, feeds)
+    (logits,) = session(written["fine"]).run(None, feeds)
     with torch.no_grad():
         expected_coarse, expected = network(torch.from_numpy(image))
     np.testing.assert_allclose(first["logits"], expected_coarse.numpy(), atol=1e-5)

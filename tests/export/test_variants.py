@@ -25,6 +25,7 @@ from mscope.export.bounds import ROUNDING, roundings, tolerance
 from mscope.export.build import build_bundle
 from mscope.export.extend import Derive, extend_bundle, new_file
 from mscope.export.options import BuildOptions
+from mscope.export.passes.mixers import split_mixers
 from mscope.export.reference import GraphReference
 from mscope.export.revise import revise_bundle
 from mscope.export.variants import compare_variants, measure
@@ -134,7 +135,9 @@ def test_fp16_that_overflows_is_a_problem(bundle: Path) -> None:
     from mscope.export.probes import probe_images
     from mscope.export.to_onnx import onnx_from_model
 
-    found = ranges_of(onnx_from_model(model, "coarse"), "coarse", {"image": probe_images(manifest.config, 2)})
+    found = ranges_of(
+        split_mixers(onnx_from_model(model, "coarse")), "coarse", {"image": probe_images(manifest.config, 2)}
+    )
     report = verify(bundle)
     report.ranges = found
     assert found[0].headroom < 1

@@ -41,8 +41,10 @@ TRACE = [
     ("layers.11/mixer/in_proj", "MatMul", 9, 670, 100, "layers.11", "projection"),
     ("_inlfunc_CausalConv1dSiLU_token_7_CausalConv1dSiLU/Mul_61", "Mul", 10, 780, 10, "layers.11", "conv"),
     ("layers.11/mixer/BidirectionalSelectiveScan", "BidirectionalSelectiveScan", 11, 800, 40, "layers.11", "scan"),
-    ("norm_f/Sqrt", "Sqrt", 12, 850, 2, "norm_f", "norm"),
-    ("reuse/fc1", "Gemm", 13, 860, 30, "reuse", "projection"),
+    ("layers.12/mixer/VimMixer", "VimMixer", 12, 841, 6, "layers.12", "mixer"),
+    ("_inlfunc_VimMixer_VimMixer/x_proj", "MatMul", 13, 848, 1, "layers.12", "projection"),
+    ("norm_f/Sqrt", "Sqrt", 14, 850, 2, "norm_f", "norm"),
+    ("reuse/fc1", "Gemm", 15, 860, 30, "reuse", "projection"),
 ]
 INSIDE = [("Mul_3", "Mul", 3, 260, 10), ("Exp_1", "Exp", 1, 300, 10), ("Add_10", "Add", 10, 640, 10)]
 
@@ -63,7 +65,15 @@ def test_blocks_and_kinds() -> None:
     assert rows[10].name == "layers.11/mixer/CausalConv1dSiLU/Mul_61"
     assert sum(row.share for row in rows) == pytest.approx(1.0)
     assert grouped(rows, "kind")["scan"] == pytest.approx(0.44)
-    assert list(grouped(rows, "block")) == ["input", "patch_embed", "layers.0", "layers.11", "norm_f", "reuse"]
+    assert list(grouped(rows, "block")) == [
+        "input",
+        "patch_embed",
+        "layers.0",
+        "layers.11",
+        "layers.12",
+        "norm_f",
+        "reuse",
+    ]
 
 
 def test_what_runs_inside_a_scan_is_the_scans() -> None:
@@ -165,11 +175,14 @@ def test_an_exported_network_node_by_node(exported: tuple[Path, Manifest], kerne
         assert ("reuse" in blocks) == (stage == "fine")
         for block in ("layers.0", "layers.1"):
             kinds = {row.kind for row in table.rows if row.block == block}
-            assert {"projection", "conv", "scan", "norm"} <= kinds, f"{stage} {block}"
+            ours = {"mixer"} if kernel == "native" else {"conv", "scan"}
+            assert {"projection", "norm"} | ours <= kinds, f"{stage} {block}"
         scans = [row for row in table.rows if row.kind == "scan"]
         if kernel == "native":
-            assert len(scans) == 2
+            assert not scans
+            assert sum(row.kind == "mixer" for row in table.rows) == 2
         else:
+            assert sum(row.name.endswith("/mixer/VimMixer/x_proj") for row in table.rows) == 2
             # The bodies are many nodes; the loop of each block, over both directions, is one of them.
             assert len(scans) > 50
             assert sum(row.op == "Scan" for row in scans) == 2

@@ -21,6 +21,7 @@ from mscope.core.contract import Stage
 from mscope.core.errors import BundleError, InputError, MscopeError
 from mscope.core.manifest import Manifest, Variant
 from mscope.export.extend import new_file
+from mscope.export.passes.mixers import load_split
 from mscope.runtime.preprocess import Preprocessor
 
 # Pictures that the sensitivity of each layer is measured on.
@@ -126,7 +127,7 @@ class _Work:
         preprocess = Preprocessor(manifest.preprocessing, manifest.config)
         seen, compared, self._held_out = split_data(self._data, options.images)
         self._seen, self._compared = Pictures(seen, preprocess), Pictures(compared, preprocess)
-        self._models = {stage: onnx.load(folder / _fp32_file(manifest, stage)) for stage in manifest.stages}
+        self._models = {stage: load_split(folder / _fp32_file(manifest, stage)) for stage in manifest.stages}
 
     def quantise(self) -> tuple[dict[Stage, onnx.ModelProto], Quantisation]:
         calibration = self._reused() if self._options.ranges is not None else self._calibrated()

@@ -11,6 +11,7 @@ from statistics import median
 import onnx
 
 from mscope.core.manifest import Manifest
+from mscope.export.passes.mixers import load_split
 from mscope.export.precision.rules import MOVERS, computes_low
 from mscope.export.precision.typed import float_types
 
@@ -79,7 +80,7 @@ def _per_block(launches: list[list[onnx.NodeProto]]) -> float:
 def launches_of_bundle(folder: Path, manifest: Manifest) -> dict[str, Launches]:
     """By the name of each ONNX file of a bundle."""
     return {
-        variant.file: launches_of(onnx.load(folder / variant.file))
+        variant.file: launches_of(load_split(folder / variant.file))
         for record in manifest.stages.values()
         for variant in record.variants
         if variant.backend == "onnx"

@@ -16,6 +16,7 @@ from mscope.export import passes
 from mscope.export.functions import attach_functions
 from mscope.export.graphs import example_inputs, stage_module
 from mscope.export.interface import check_interface
+from mscope.export.passes.mixers import join_mixers
 from mscope.export.translations import translation_table
 from mscope.model.backbone import Backbone
 
@@ -38,7 +39,8 @@ def onnx_from_model(model: Backbone, stage: Stage) -> onnx.ModelProto:
     exported = passes.clean(_trace(model, graph))
     _describe(exported, graph)
     attach_functions(exported)
-    exported = _with_shapes(exported)
+    exported = join_mixers(_with_shapes(exported))
+    attach_functions(exported)
     check_interface(exported, graph)
     onnx.checker.check_model(exported)
     return exported

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 
 from mscope.core.bundle import load_manifest
 from mscope.core.cascade import select_regions
@@ -19,6 +18,7 @@ from mscope.core.errors import InputError, ParityError
 from mscope.core.geometry import coarse_grid, regions_refined
 from mscope.core.manifest import Manifest, Parity
 from mscope.export.extend import Progress
+from mscope.export.passes.mixers import load_split
 from mscope.export.precision.derive import fp32_file
 from mscope.export.precision.drift import Step, drift, first_drift
 from mscope.export.precision.ranges import Range, ranges_of
@@ -182,7 +182,7 @@ def feeds_of(manifest: Manifest, reference: Reference, images: Floats) -> dict[S
 def _ranges(manifest: Manifest, files: dict[Stage, Path], reference: Reference, images: Floats) -> list[Range]:
     found = []
     for stage, feeds in feeds_of(manifest, reference, images).items():
-        found += ranges_of(onnx.load(files[stage]), stage, feeds)
+        found += ranges_of(load_split(files[stage]), stage, feeds)
     return sorted(found, key=lambda item: item.largest, reverse=True)
 
 
@@ -194,7 +194,7 @@ def _drift(
         for variant in manifest.stages[stage].variants:
             if variant.backend == "onnx" and variant.precision != "fp32":
                 tell(f"comparing {variant.file} step by step")
-                graphs = onnx.load(files[stage]), onnx.load(folder / variant.file)
+                graphs = load_split(files[stage]), load_split(folder / variant.file)
                 found[variant.file] = drift(*graphs, variant.precision, feeds)
     return found
 

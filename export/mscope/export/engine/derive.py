@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 
-import onnx
-
 from mscope.core.bundle import sha256_of
 from mscope.core.contract import Stage, graph_for
 from mscope.core.engine import EngineRecord, sidecar_of
@@ -23,6 +21,7 @@ from mscope.export.engine.process import build_in_process
 from mscope.export.engine.proof import EngineProof, prove_engine
 from mscope.export.engine.request import BuildResult, EngineRequest
 from mscope.export.extend import Derive, Progress, new_file
+from mscope.export.passes.mixers import load_split
 from mscope.plugins.trt import PLUGIN_VERSION
 
 # Raised when the worker builds otherwise, so that engines in the cache from before are not taken.
@@ -151,7 +150,7 @@ def _build(
     fresh = result is None
     if result is None:
         result = build_in_process(request, progress)
-    proof = prove_engine(onnx.load(graph), request, result)
+    proof = prove_engine(load_split(graph), request, result)
     if fresh and options.cached:
         cache.keep(key, engine, result)
     return _record(request, result, capabilities, gpu_name, graph_sha256, plugin_sha256), proof

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -10,6 +11,7 @@ import onnx
 from mscope.core.contract import OP_DOMAIN, OP_SCAN
 from mscope.export.engine.flavour import network_flags
 from mscope.export.engine.request import EngineRequest, NetworkLayer
+from mscope.export.passes.mixers import load_split
 
 
 class ParseError(Exception):
@@ -24,7 +26,7 @@ def network_from_onnx(module: ModuleType, builder: Any, logger: Any, request: En
     Raises:
         ParseError: with the parser's reasons.
     """
-    model = onnx.load(request.onnx)
+    model = load_split(Path(request.onnx))
     if request.plugin is not None:
         strip_functions(model)
     network = builder.create_network(network_flags(module))

@@ -8,6 +8,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from mscope.core.errors import MscopeError
 from mscope.export.passes.edit import constants, value_types
+from mscope.export.passes.mixers import split_mixers
 from mscope.export.precision.rules import FLOATS, LARGEST, MOVERS, computes_low, element_type, stays_float32
 
 
@@ -15,7 +16,8 @@ def typed_graph(model: onnx.ModelProto, precision: str) -> onnx.ModelProto:
     """A strongly typed copy of an fp32 graph; inputs and outputs keep the contract's types.
 
     Products and ops take and give the low type but for the inputs that docs/ops.md marks f32; everything else computes
-    in float32. The functions in the file fit any of the types, so they are carried over unchanged.
+    in float32. A mixer is taken apart, so that its product is one too. The functions in the file fit any of the types,
+    so they are carried over unchanged.
 
     Args:
         model: fp32, as `onnx_from_model` makes it; not modified.
@@ -27,6 +29,7 @@ def typed_graph(model: onnx.ModelProto, precision: str) -> onnx.ModelProto:
     element = element_type(precision)
     typed = onnx.ModelProto()
     typed.CopyFrom(model)
+    split_mixers(typed)
     _Typist(typed.graph, precision, element).run()
     typed.graph.name = f"{model.graph.name}_{precision}"
     shaped: onnx.ModelProto = onnx.shape_inference.infer_shapes(typed, strict_mode=True)

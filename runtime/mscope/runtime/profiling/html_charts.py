@@ -13,7 +13,7 @@ from mscope.runtime.profiling.svg import Bar, Line, Mark, Span, bar_chart, flame
 
 PATH_WORDS = {"exit": "exit (coarse only)", "refine": "refine (coarse + fine)", "plain": "plain ViM"}
 _PATH_COLOURS = {"exit": 0, "refine": 1, "plain": 2}
-_KIND_COLOURS = {"projection": 0, "scan": 1, "conv": 3, "norm": 4, "other": 2}
+_KIND_COLOURS = {"projection": 0, "scan": 1, "mixer": 5, "conv": 3, "norm": 4, "other": 2}
 _PART_COLOURS = {
     "preprocess": 4, "check": 6, "upload": 5, "coarse": 0, "select": 3, "decision": 3, "fine": 1, "full": 2,
     "cascade": 2, "download": 6, "postprocess": 7,

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from mscope.core.contract import OP_BIDIRECTIONAL_SCAN, OP_CONV, OP_SCAN
+from mscope.core.contract import OP_BIDIRECTIONAL_SCAN, OP_CONV, OP_MIXER, OP_SCAN
 from mscope.runtime.profiling.schema import LayerKind, LayerRow
 
 # Nodes that run other nodes: theirs is the time of what they run.
@@ -19,7 +19,8 @@ _NORMS = frozenset({"SimplifiedLayerNormalization", "LayerNormalization", "SkipS
                     "RMSNormalization", "SkipLayerNormalization"})  # fmt: skip
 # What an engine's layer is named after that does not tell its operation.
 _PROJECTION_NAMES = re.compile(r"\b(in_proj|x_proj|out_proj|fc1|fc2|head)(?![a-z])")
-_KINDS: dict[str, LayerKind] = {OP_CONV: "conv", OP_SCAN: "scan", OP_BIDIRECTIONAL_SCAN: "scan"}
+# A mixer is convolution, x_proj and scan in one kernel.
+_KINDS: dict[str, LayerKind] = {OP_CONV: "conv", OP_SCAN: "scan", OP_BIDIRECTIONAL_SCAN: "scan", OP_MIXER: "mixer"}
 # How ONNX Runtime names a node of an inlined function body: its op, which copy it is, and the name in the body.
 _INLINED = re.compile(rf"_inlfunc_({'|'.join(map(re.escape, _KINDS))})_(?:token_\d+_)?(.*)")
 _BLOCK = re.compile(r"layers\.\d+")
@@ -122,6 +123,8 @@ def kind_of(event: NodeEvent) -> LayerKind:
     """What sort of work a node is."""
     inlined = _INLINED.match(event.name)
     op = inlined[1] if inlined else event.op or event.name.rpartition("/")[2]
+    if inlined and op == OP_MIXER:  # what its body has beside the ops is x_proj
+        return "projection"
     if op in _KINDS:
         return _KINDS[op]
     if event.op in _NORMS or any("norm" in part for part in event.name.split("/")):

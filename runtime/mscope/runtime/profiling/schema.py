@@ -20,7 +20,7 @@ MAX_SAMPLES = 20_000
 # exit: answered after the coarse stage. refine: coarse and fine. plain: the one stage of a plain ViM.
 PathName = Literal["exit", "refine", "plain"]
 Clock = Literal["host", "device"]
-LayerKind = Literal["projection", "conv", "scan", "norm", "other"]
+LayerKind = Literal["projection", "conv", "scan", "mixer", "norm", "other"]
 
 
 class _Strict(BaseModel):

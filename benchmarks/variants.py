@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import get_args
 
 import numpy as np
-import onnx
 from int8_cpu import digits_bundle, photographs, pictures
 from latency import RESULTS, ROOT, bundle_for, cpu_name, measure
 
@@ -31,6 +30,7 @@ from mscope.calib.quantize import quantized
 from mscope.core.bundle import load_manifest
 from mscope.core.contract import Stage, graph_for
 from mscope.core.manifest import Manifest, Precision
+from mscope.export.passes.mixers import load_split
 from mscope.export.precision.typed import typed_graph
 from mscope.runtime.backends.base import Kernel, Runner
 from mscope.runtime.backends.ort import OrtRunner
@@ -43,7 +43,7 @@ JUDGED: tuple[Precision, ...] = ("fp32", "fp16", "int8", "fp8")
 
 def every_precision(manifest: Manifest, folder: Path, seen: list[np.ndarray]) -> dict[Precision, Models]:
     """The graphs of a bundle at each precision, as a build derives them; int8 and fp8 are calibrated on `seen`."""
-    fp32: Models = {stage: onnx.load(folder / manifest.stages[stage].variants[0].file) for stage in STAGES}
+    fp32: Models = {stage: load_split(folder / manifest.stages[stage].variants[0].file) for stage in STAGES}
     ranges = {
         "int8": calibrate(manifest.config, fp32, lambda: seen, "percentile", 0.5),
         "fp8": calibrate(manifest.config, fp32, lambda: seen, "minmax", 0.5),

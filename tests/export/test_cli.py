@@ -84,7 +84,7 @@ def test_build_then_info_then_verify(capsys: pytest.CaptureFixture[str], tmp_pat
     assert content["weights"]["trained"] is False
     assert [variant["file"] for variant in content["variants"]] == ["coarse.onnx", "fine.onnx"]
     assert content["parity"] == built["parity"]
-    assert content["launches"]["coarse.onnx"]["per_block"] == 7
+    assert content["launches"]["coarse.onnx"]["per_block"] == 6
     assert run_app(app, ["verify", str(out)]) == 0
     assert "untrained" in capsys.readouterr().out
     assert run_app(app, ["build", "--from", str(out), "--fp16", "--target", "onnx", "--json"]) == 0

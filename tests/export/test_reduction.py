@@ -22,6 +22,7 @@ from mscope.core.errors import InputError
 from mscope.core.geometry import block_tokens
 from mscope.export.cli import app
 from mscope.export.info import info_from_bundle
+from mscope.export.passes.mixers import split_mixers
 from mscope.export.to_onnx import onnx_from_model
 from mscope.export.verification import verify
 from mscope.export.verify import kernels_here
@@ -84,14 +85,20 @@ def shapes_of(proto: onnx.ModelProto) -> dict[str, list[int]]:
     found = {tensor.name: list(tensor.dims) for tensor in proto.graph.initializer}
     for info in (*proto.graph.input, *proto.graph.value_info, *proto.graph.output):
         dims = info.type.tensor_type.shape.dim
-        found[info.name] = [dim.dim_value if dim.HasField("dim_value") else 1 for dim in dims]
+        # Batch and length are one axis between the ops of a block, such as "65*batch".
+        found[info.name] = [dim.dim_value if dim.HasField("dim_value") else _rows(dim.dim_param) for dim in dims]
     return found
+
+
+def _rows(symbol: str) -> int:
+    return prod(int(factor) for factor in symbol.split("*") if factor.isdigit())
 
 
 def counted_macs(proto: onnx.ModelProto, config: ModelConfig) -> int:
     """Multiply-accumulates of the products and ops of a graph, from its shapes alone; docs/cost.md."""
-    shapes, total = shapes_of(proto), 0
-    for node in proto.graph.node:
+    split = split_mixers(onnx.ModelProto.FromString(proto.SerializeToString()))
+    shapes, total = shapes_of(split), 0
+    for node in split.graph.node:
         out = prod(shapes[node.output[0]])
         if node.op_type in ("MatMul", "Gemm"):
             total += out * shapes[node.input[0]][-1]

@@ -145,6 +145,14 @@ def install_kernels(monkeypatch: pytest.MonkeyPatch, cuda: FakeCuda) -> None:
     monkeypatch.setattr("mscope.plugins.cuda.why_missing", lambda device=0: "")
 
 
+def install_with_kernels(monkeypatch: pytest.MonkeyPatch, network: fakes.FakeNetwork, **machine: Any) -> FakeCuda:
+    """A GPU and the CUDA kernels on it; `machine` as FakeCuda takes it."""
+    cuda = FakeCuda(host_addresses=True, **machine)
+    install(monkeypatch, network, cuda)
+    install_kernels(monkeypatch, cuda)
+    return cuda
+
+
 class RowRunner(Runner):
     """The network on the host, image by image: the bits that the fake engines give."""
 

@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 
+import fake_tensorrt
 import fakes
 from mscope.runtime import Scope
 
@@ -34,4 +35,13 @@ def vim_network() -> fakes.FakeNetwork:
 def vim_bundle(tmp_path_factory: pytest.TempPathFactory, vim_network: fakes.FakeNetwork) -> Path:
     folder = tmp_path_factory.mktemp("bundles") / "vim"
     fakes.write_fake_bundle(folder, vim_network)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def engines(tmp_path_factory: pytest.TempPathFactory, network: fakes.FakeNetwork) -> Path:
+    """The fake bundle with engines beside its graphs."""
+    folder = tmp_path_factory.mktemp("engines") / "b"
+    fakes.write_fake_bundle(folder, network)
+    fake_tensorrt.add_engines(folder)
     return folder

@@ -35,14 +35,6 @@ def tensorrt(monkeypatch: pytest.MonkeyPatch, network: fakes.FakeNetwork, cuda: 
     return fake_gpu.install(monkeypatch, network, cuda)["tensorrt"]
 
 
-@pytest.fixture(scope="module")
-def engines(tmp_path_factory: pytest.TempPathFactory, network: fakes.FakeNetwork) -> Path:
-    folder = tmp_path_factory.mktemp("engines") / "b"
-    fakes.write_fake_bundle(folder, network)
-    fake_tensorrt.add_engines(folder)
-    return folder
-
-
 @pytest.fixture
 def gpu(tensorrt: FakeTensorRT, engines: Path) -> Iterator[Scope]:
     with Scope.load(engines, backend="tensorrt") as scope:

@@ -47,14 +47,6 @@ def cuda(monkeypatch: pytest.MonkeyPatch, network: fakes.FakeNetwork) -> FakeCud
     return cuda
 
 
-@pytest.fixture(scope="module")
-def engines(tmp_path_factory: pytest.TempPathFactory, network: fakes.FakeNetwork) -> Path:
-    folder = tmp_path_factory.mktemp("engines") / "b"
-    fakes.write_fake_bundle(folder, network)
-    fake_tensorrt.add_engines(folder)
-    return folder
-
-
 @pytest.fixture
 def scope(cuda: FakeCuda, engines: Path) -> Iterator[Scope]:
     with Scope.load(engines, backend="tensorrt") as scope:

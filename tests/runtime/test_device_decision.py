@@ -13,7 +13,7 @@ import fake_gpu
 import fake_tensorrt
 import fakes
 from fake_cuda import FakeCuda, Misuse
-from fake_gpu import InterfaceArray, random_batch
+from fake_gpu import InterfaceArray, install_with_kernels, random_batch
 from fake_tensorrt import FakeTensorRT
 from mscope.core.cascade import confidence
 from mscope.core.errors import BackendError, InputError
@@ -27,24 +27,9 @@ from mscope.runtime.result import Outcome
 ETA = 0.6
 
 
-@pytest.fixture(scope="module")
-def engines(tmp_path_factory: pytest.TempPathFactory, network: fakes.FakeNetwork) -> Path:
-    folder = tmp_path_factory.mktemp("engines") / "b"
-    fakes.write_fake_bundle(folder, network)
-    fake_tensorrt.add_engines(folder)
-    return folder
-
-
-def install(monkeypatch: pytest.MonkeyPatch, network: fakes.FakeNetwork, **machine: Any) -> FakeCuda:
-    cuda = FakeCuda(host_addresses=True, **machine)
-    fake_gpu.install(monkeypatch, network, cuda)
-    fake_gpu.install_kernels(monkeypatch, cuda)
-    return cuda
-
-
 @pytest.fixture
 def cuda(monkeypatch: pytest.MonkeyPatch, network: fakes.FakeNetwork) -> FakeCuda:
-    return install(monkeypatch, network)
+    return install_with_kernels(monkeypatch, network)
 
 
 @pytest.fixture
@@ -148,7 +133,7 @@ def test_pictures_scaled_on_the_device_too(cuda: FakeCuda, engines: Path) -> Non
 @pytest.mark.parametrize("alpha", [1.0, 0.05])
 def test_other_alphas(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, alpha: float) -> None:
     network = fakes.FakeNetwork(fakes.fake_config(alpha=alpha))
-    install(monkeypatch, network)
+    install_with_kernels(monkeypatch, network)
     fakes.write_fake_bundle(tmp_path / "b", network)
     fake_tensorrt.add_engines(tmp_path / "b")
     with (
@@ -163,7 +148,7 @@ def test_other_alphas(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, alpha: fl
 def test_the_bundles_temperature(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, network: fakes.FakeNetwork) -> None:
     from mscope.core.manifest import Temperature
 
-    install(monkeypatch, network)
+    install_with_kernels(monkeypatch, network)
     fakes.write_fake_bundle(tmp_path / "b", network, temperature=Temperature(coarse=3.0, fine=0.5))
     fake_tensorrt.add_engines(tmp_path / "b")
     with (
@@ -180,7 +165,7 @@ def test_the_bundles_temperature(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 
 
 def test_an_integrated_gpu(monkeypatch: pytest.MonkeyPatch, network: fakes.FakeNetwork, engines: Path) -> None:
-    cuda = install(monkeypatch, network, integrated=True)
+    cuda = install_with_kernels(monkeypatch, network, integrated=True)
     with (
         Scope.load(engines, backend="tensorrt", decide="device") as device,
         Scope.load(engines, backend="tensorrt") as host,
@@ -211,7 +196,7 @@ def test_nan_from_an_engine_is_found(
     for stage, weight in (("coarse", "coarse_head"), ("fine", "fine_head")):
         broken = fakes.FakeNetwork(network.config)
         broken.weights[weight] = np.full_like(broken.weights[weight], np.nan)
-        install(monkeypatch, broken)
+        install_with_kernels(monkeypatch, broken)
         with (
             Scope.load(engines, backend="tensorrt", decide="device") as scope,
             pytest.raises(BackendError, match=f"{stage}.*'logits' came back with NaN"),
@@ -226,7 +211,7 @@ def refused(engines: Path, match: str, cuda: FakeCuda, **options: Any) -> None:
 
 
 def test_an_old_driver_is_named(monkeypatch: pytest.MonkeyPatch, network: fakes.FakeNetwork, engines: Path) -> None:
-    cuda = install(monkeypatch, network, driver=12020)
+    cuda = install_with_kernels(monkeypatch, network, driver=12020)
     refused(
         engines, r"driver is for CUDA 12\.2, conditional nodes need 12\.4 or newer.*leave --decide device out", cuda
     )
@@ -250,7 +235,7 @@ def test_engines_that_cannot_be_captured(
 def test_engines_for_larger_batches_only(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, network: fakes.FakeNetwork
 ) -> None:
-    cuda = install(monkeypatch, network)
+    cuda = install_with_kernels(monkeypatch, network)
     fakes.write_fake_bundle(tmp_path / "b", network)
     fake_tensorrt.add_engines(tmp_path / "b", batch=(4, 4, 8))
     refused(tmp_path / "b", "single images, these engines take 4 or more", cuda)

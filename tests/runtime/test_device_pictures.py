@@ -15,6 +15,7 @@ import fake_gpu
 import fake_tensorrt
 import fakes
 from fake_cuda import FakeCuda
+from fake_gpu import install_with_kernels
 from mscope.core.errors import BackendError, InputError
 from mscope.runtime import Scope
 from mscope.runtime.device import pictures
@@ -23,24 +24,9 @@ from mscope.runtime.preprocess import Prepared, Unscaled
 ETA = 0.6
 
 
-@pytest.fixture(scope="module")
-def engines(tmp_path_factory: pytest.TempPathFactory, network: fakes.FakeNetwork) -> Path:
-    folder = tmp_path_factory.mktemp("engines") / "b"
-    fakes.write_fake_bundle(folder, network)
-    fake_tensorrt.add_engines(folder)
-    return folder
-
-
-def install(monkeypatch: pytest.MonkeyPatch, network: fakes.FakeNetwork, **machine: Any) -> FakeCuda:
-    cuda = FakeCuda(host_addresses=True, **machine)
-    fake_gpu.install(monkeypatch, network, cuda)
-    fake_gpu.install_kernels(monkeypatch, cuda)
-    return cuda
-
-
 @pytest.fixture
 def cuda(monkeypatch: pytest.MonkeyPatch, network: fakes.FakeNetwork) -> FakeCuda:
-    return install(monkeypatch, network)
+    return install_with_kernels(monkeypatch, network)
 
 
 @pytest.fixture
@@ -107,7 +93,7 @@ def test_every_kind_of_picture(both: tuple[Scope, Scope], mode: str, tmp_path: P
 
 def test_grey_networks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     network = fakes.FakeNetwork(fakes.fake_config(channels=1))
-    install(monkeypatch, network)
+    install_with_kernels(monkeypatch, network)
     fakes.write_fake_bundle(tmp_path / "b", network)
     fake_tensorrt.add_engines(tmp_path / "b")
     draw = np.random.default_rng(2)
@@ -124,7 +110,7 @@ def test_grey_networks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def test_batches_of_pictures_and_tensors(
     monkeypatch: pytest.MonkeyPatch, network: fakes.FakeNetwork, engines: Path, count: int, integrated: bool
 ) -> None:
-    cuda = install(monkeypatch, network, integrated=integrated)
+    cuda = install_with_kernels(monkeypatch, network, integrated=integrated)
     draw = np.random.default_rng(count)
     with (
         Scope.load(engines, backend="tensorrt", preprocess="device") as device,
@@ -177,7 +163,7 @@ def test_a_large_picture_gets_memory_that_goes_back(
 def test_out_of_memory_is_one_line_and_the_next_picture_is_right(
     monkeypatch: pytest.MonkeyPatch, network: fakes.FakeNetwork, engines: Path
 ) -> None:
-    install(monkeypatch, network, limit=4 << 20)
+    install_with_kernels(monkeypatch, network, limit=4 << 20)
     draw = np.random.default_rng(5)
     with (
         Scope.load(engines, backend="tensorrt", preprocess="device") as device,

@@ -26,18 +26,9 @@ DTYPES = 3
 OTHER_KERNELS = 2 + 1
 
 
-@pytest.fixture(scope="module")
-def library() -> Path:
-    """Built for all targets, whatever MSCOPE_CUDA_ARCHS says."""
-    try:
-        build_cuda.find_nvcc()
-    except build.BuildError as error:
-        pytest.skip(str(error))
-    patch = pytest.MonkeyPatch()
-    with patch.context() as context:
-        context.delenv(build_cuda.ARCHS, raising=False)
-        context.delenv(find.PLUGIN_DIR, raising=False)
-        return build_cuda.build_cuda()
+@pytest.fixture
+def library(cuda_library: Path) -> Path:
+    return cuda_library
 
 
 @pytest.mark.slow

@@ -247,7 +247,8 @@ def test_plans_of_the_models(host: ctypes.CDLL, channels: int, rank: int, machin
             assert plan.blocks == batch * plan.segments * plan.groups
             assert plan.segment_tokens * (plan.segments - 1) < length <= plan.segment_tokens * plan.segments
             assert plan.scan_threads % 64 == 0
-            assert plan.scan_threads <= plan.threads <= 512
+            # The kernels' launch bounds: more threads are no launch on a device.
+            assert plan.scan_threads <= plan.threads <= (512 if plan.layout == WIDE else 256)
             assert plan.chunk % (16 if plan.layout == WIDE else 4) == 0
             assert plan.chunk <= 256
             assert plan.shared_bytes <= MACHINES[machine].shared_per_block
@@ -266,6 +267,13 @@ def test_sizes_that_cannot_run_are_refused(host: ctypes.CDLL) -> None:
     assert status(1, 10, 10, 16, 4, 3) == -1
     assert status(1, 1 << 31, 10, 16, 4, 2) == -1
     assert status(1, 10, 10, 100_000, 4, 2) == -6
+    # Each size alone is in range; how many elements there are is more than an int64_t counts.
+    assert status(1 << 30, 1 << 30, 1, 16, 4, 2) == -1
+    assert status(1, 1 << 30, 1 << 30, 16, 4, 2) == -1
+    assert status(1, 1 << 20, 1 << 20, 1 << 20, 4, 2) == -1
+    for batch, length, channels in ((1 << 14, 1 << 30, 1 << 30), (1 << 30, 1 << 30, 1)):
+        taps = arguments.ConvParams(batch, length, channels, 4)
+        assert host.host_conv(ctypes.byref(taps), 0, 0) == -1
     params = arguments.ScanParams(1, 10, 10, 16, 4, 2, 1)
     assert host.host_plan(ctypes.byref(params), 7, ctypes.byref(H100), numbers) == -2
     assert host.host_scan(ctypes.byref(params), 0, ctypes.byref(H100), 0) == -3

@@ -57,6 +57,7 @@ inline int run_conv(const MscopeConvParams& p, int dtype, cudaStream_t stream) {
   const int64_t limit = int64_t{1} << 30;
   if (p.batch < 0 || p.length < 1 || p.channels < 1) return MSCOPE_BAD_SIZE;
   if (p.batch > limit || p.length > limit || p.channels > limit) return MSCOPE_BAD_SIZE;
+  if (!plan_detail::countable(p.batch, p.length, p.channels)) return MSCOPE_BAD_SIZE;
   if (p.width < 2 || p.width > kConvTaps) return MSCOPE_BAD_WIDTH;
   if (p.batch > 0 && conv_blocks(p) >= (int64_t{1} << 31)) return MSCOPE_BAD_SIZE;
   if (p.batch == 0) return for_dtype(dtype, [](auto*) { return static_cast<int>(MSCOPE_OK); });

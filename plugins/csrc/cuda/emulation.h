@@ -43,7 +43,7 @@ void warp_barrier();
 uint32_t exchange(uint32_t value, int from_lane);
 
 // 0, or one of the faults below.
-enum Fault { none = 0, barrier_not_met_by_all = -100, wrote_past_shared_memory = -101 };
+enum Fault { none = 0, barrier_not_met_by_all = -100, wrote_past_shared_memory = -101, no_such_launch = -102 };
 int run(unsigned blocks, unsigned threads, size_t shared_bytes, const std::function<void()>& kernel);
 void set_order(Order order);
 

@@ -43,7 +43,7 @@ struct ScanPlan {
   int32_t rank_quads, padded_states;  // a staged row: dt in fours, then B, then C, zeros behind each
   int32_t row_floats, weight_floats;  // strides of a staged row and of a channel's dt weights
   int32_t vector_rows;                // 1: every row of dt, B and C can be read four elements at a time
-  int32_t shared_bytes;
+  int32_t shared_bytes, shared_limit;  // of a block, and the most that one may have
   int64_t blocks;
   int64_t stash_floats, carry_floats;  // the workspace: sums of the first direction to pass, and states at the edges
 };
@@ -54,6 +54,12 @@ constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 constexpr int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 constexpr int64_t lesser(int64_t a, int64_t b) { return a < b ? a : b; }
 constexpr int64_t greater(int64_t a, int64_t b) { return a > b ? a : b; }
+
+// Whether counting elements, and anything a few times as many, stays within int64_t. None is above 2^30.
+constexpr bool countable(int64_t batch, int64_t length, int64_t channels, int64_t states = 1) {
+  const int64_t most = int64_t{1} << 58, rows = batch * length;
+  return rows == 0 || (channels <= most / rows && states <= most / (rows * channels));
+}
 
 // Rows that eight threads read at once, 16 bytes each, meet no common bank where the stride is 4 modulo 8 floats.
 constexpr int64_t conflict_free(int64_t floats) { return floats % 8 == 0 ? floats + 4 : floats; }
@@ -133,6 +139,7 @@ inline int lay_out(ScanPlan& plan, const MscopeScanParams& p, const MscopeMachin
   plan.chunk = static_cast<int32_t>(best_chunk(lesser(plan.segment_tokens, p.length), most, step));
   if (fixed + plan.chunk * token > machine.shared_per_block) return MSCOPE_NO_SHARED_MEMORY;
   plan.shared_bytes = static_cast<int32_t>(fixed + plan.chunk * token);
+  plan.shared_limit = machine.shared_per_block;
   plan.stash_floats = p.directions == 2 && plan.segment_tokens > plan.chunk && p.length > plan.chunk
                           ? p.batch * p.length * p.channels
                           : 0;
@@ -148,6 +155,7 @@ inline int plan_scan(const MscopeScanParams& p, int64_t element_bytes, const Msc
   if (p.batch < 0 || p.length < 1 || p.channels < 1 || p.states < 1 || p.rank < 0) return MSCOPE_BAD_SIZE;
   if (p.batch > limit || p.length > limit || p.channels > limit || p.states > limit || p.rank > limit)
     return MSCOPE_BAD_SIZE;
+  if (!countable(p.batch, p.length, p.channels, p.states)) return MSCOPE_BAD_SIZE;
   if (p.directions != 1 && p.directions != 2) return MSCOPE_BAD_SIZE;
   plan = ScanPlan{};
   plan.vector_rows = vector_rows(p, element_bytes);

@@ -67,7 +67,7 @@ resample_kernel(MSCOPE_CONSTANT ResamplePass p) {
 template <int CHANNELS>
 int launch_resample(const ResamplePass& pass, cudaStream_t stream) {
   const int64_t pixels = int64_t{pass.rows} * pass.columns;
-  return launch(resample_kernel<CHANNELS>, (pixels + kResampleThreads - 1) / kResampleThreads, kResampleThreads, 0,
+  return launch(resample_kernel<CHANNELS>, Grid{(pixels + kResampleThreads - 1) / kResampleThreads, kResampleThreads},
                 stream, pass);
 }
 

@@ -92,7 +92,7 @@ inline int run_select(const MscopeSelectParams& p, cudaStream_t stream) {
   if (p.selected_regions > 0 && !p.selected) return MSCOPE_BAD_POINTER;
   if (p.selected_regions < p.regions && !p.remaining) return MSCOPE_BAD_POINTER;
   const int shared = static_cast<int>((32 + 2 * p.regions) * static_cast<int64_t>(sizeof(float)));
-  return launch(select_kernel, p.batch, kSelectThreads, shared, stream, p);
+  return launch(select_kernel, Grid{p.batch, kSelectThreads, shared}, stream, p);
 }
 
 }  // namespace mscope

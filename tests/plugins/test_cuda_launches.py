@@ -1,0 +1,180 @@
+"""libmscope_cuda as nvcc compiled it, over a runtime that runs nothing (fake_cudart.cpp): every launch is one that a
+device takes, and what it says is of that launch alone."""
+
+from __future__ import annotations
+
+import ctypes
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import cuda_host
+from mscope.plugins import build_cuda
+from mscope.plugins.cuda_arguments import DTYPES, ConvParams, Rows, ScanDirection, ScanParams
+from mscope.plugins.cuda_resample import ResampleAxis, ResampleParams
+from mscope.plugins.cuda_select import SelectParams
+
+pytestmark = pytest.mark.slow  # the library is compiled where it is not there yet
+
+H100, ORIN, T4 = range(3)
+STREAM = 0x5000
+MEMORY = 0x10000  # nothing reads it
+INVALID_DEVICE = 101
+UNASKED = 48 << 10  # bytes of shared memory that every block may have
+
+
+@dataclass(frozen=True)
+class Launch:
+    kernel: str
+    device: int
+    blocks: int
+    threads: int
+    shared: int
+    stream: int
+
+
+@pytest.fixture(scope="module")
+def library(cuda_library: Path, tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+    if cuda_host.compiler() is None:
+        pytest.skip("no C++ compiler on this machine")
+    path = tmp_path_factory.mktemp("fake") / "libover_fake.so"
+    command = [str(cuda_host.compiler()), "-std=c++17", "-O1", "-shared", "-fPIC", "-fvisibility=hidden"]
+    command += [str(Path(__file__).with_name("fake_cudart.cpp")), "-Wl,--whole-archive"]
+    command += [str(build_cuda.archive_path(cuda_library)), "-Wl,--no-whole-archive,--no-undefined", "-o", str(path)]
+    said = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert said.returncode == 0, said.stderr[-3000:]
+    loaded = ctypes.CDLL(str(path))
+    loaded.fake_launches.restype = loaded.fake_kernels.restype = ctypes.c_char_p
+    return loaded
+
+
+@pytest.fixture(autouse=True)
+def fresh(library: ctypes.CDLL) -> None:
+    library.fake_launches()
+    library.cudaGetLastError()
+
+
+def launches(library: ctypes.CDLL) -> list[Launch]:
+    lines = (line.split() for line in library.fake_launches().decode().splitlines())
+    return [Launch(kernel, *map(int, numbers)) for kernel, *numbers in lines]
+
+
+def scan_params(batch: int, length: int, channels: int, rank: int, states: int = 16, directions: int = 2) -> ScanParams:
+    """No memory behind these. dt, B and C as rows of dbc, or B and C alone where there is no rank."""
+    params = ScanParams(batch, length, channels, states, rank, directions, 1)
+
+    def rows(size: int) -> Rows:
+        return Rows(MEMORY, size, size * length)
+
+    width = rank + 2 * states
+    for i in range(directions):
+        params.direction[i] = ScanDirection(
+            rows(channels), rows(width) if rank else rows(channels), rows(width), rows(width),
+            MEMORY if rank else None, MEMORY, MEMORY, MEMORY, i,
+        )  # fmt: skip
+    params.z = params.y = rows(channels)
+    return params
+
+
+def scan(library: ctypes.CDLL, params: ScanParams, dtype: int, device: int) -> int:
+    needed = ctypes.c_int64(-1)
+    status = library.mscope_cuda_scan_workspace(ctypes.byref(params), dtype, device, ctypes.byref(needed))
+    assert status == 0
+    params.workspace, params.workspace_bytes = (MEMORY if needed.value else None), needed.value
+    return int(library.mscope_cuda_scan(ctypes.byref(params), dtype, device, ctypes.c_void_p(STREAM)))
+
+
+def threads_allowed(kernel: str) -> int:
+    """Its launch bounds: a block with more threads is refused."""
+    return 512 if "scan_kernel" in kernel and "Li16ELi1E" in kernel else 256
+
+
+@pytest.mark.parametrize("device", [H100, ORIN, T4])
+def test_every_launch_is_one_that_a_device_takes(library: ctypes.CDLL, device: int) -> None:
+    """The models at every batch, long sequences, few states: whatever is planned, the device's rules hold."""
+    sizes = [
+        (batch, length, channels, rank, states)
+        for channels, rank in ((384, 12), (768, 24), (1536, 48))
+        for batch in (1, 8, 64, 4096)
+        for length in (50, 125, 197, 1024, 16384)
+        for states in (8, 16)
+    ]
+    for size in sizes:
+        for dtype in range(len(DTYPES)):
+            for directions, rank in ((2, size[3]), (1, 0)):
+                params = scan_params(*size[:3], rank, size[4], directions)
+                assert scan(library, params, dtype, device) == 0, (size, dtype, directions)
+    seen = launches(library)
+    assert len(seen) >= 2 * len(DTYPES) * len(sizes)
+    for launch in seen:
+        assert launch.threads <= threads_allowed(launch.kernel)
+        assert (launch.device, launch.stream) == (device, STREAM)
+    # A T4 has no more than that for a multiprocessor's blocks together.
+    assert device == T4 or any(launch.shared > UNASKED for launch in seen)
+
+
+def test_every_kernel_can_be_launched(library: ctypes.CDLL) -> None:
+    for dtype in range(len(DTYPES)):
+        for states in (16, 8):
+            for batch, length in ((1, 197), (64, 197), (1, 16384)):
+                assert scan(library, scan_params(batch, length, 384, 12, states), dtype, H100) == 0
+        rows = Rows(MEMORY, 768, 768 * 50)
+        conv = ConvParams(2, 50, 384, 4, rows, MEMORY, MEMORY, MEMORY, MEMORY, rows, rows)
+        assert library.mscope_cuda_conv_silu(ctypes.byref(conv), dtype, H100, ctypes.c_void_p(STREAM)) == 0
+    select = SelectParams(1, 1000, 4096, 100, MEMORY, MEMORY, 1.0, MEMORY, MEMORY, MEMORY, MEMORY, 0)
+    assert library.mscope_cuda_select(ctypes.byref(select), H100, ctypes.c_void_p(STREAM)) == 0
+    for channels in (1, 3):
+        axis = ResampleAxis(8, MEMORY, MEMORY, MEMORY)
+        picture = (MEMORY, 1080, 1920, 1920 * channels, channels, 224, 224, axis, axis, 0, MEMORY, MEMORY, MEMORY)
+        params = ResampleParams(*picture)
+        assert library.mscope_cuda_resample(ctypes.byref(params), H100, ctypes.c_void_p(STREAM)) == 0
+    known = {name for name in library.fake_kernels().decode().split() if "mscope" in name}
+    assert {launch.kernel for launch in launches(library)} == known
+
+
+def test_an_earlier_failure_is_not_told_again(library: ctypes.CDLL) -> None:
+    """A launch that was queued is a success, whatever failed in this thread before."""
+    assert library.mscope_cuda_supports(7) == INVALID_DEVICE
+    assert scan(library, scan_params(1, 197, 384, 12), 1, H100) == 0
+    assert scan(library, scan_params(1, 197, 384, 12), 1, H100) == 0
+    assert len(launches(library)) == 2
+
+
+def test_a_refused_launch_is_told_once(library: ctypes.CDLL) -> None:
+    params = scan_params(1, 197, 384, 12)
+    assert library.mscope_cuda_scan(ctypes.byref(params), 1, 7, ctypes.c_void_p(STREAM)) == INVALID_DEVICE
+    # A block with more shared memory than the device has: what is asked for is refused, and the error is taken back.
+    refusing = ctypes.CFUNCTYPE(None)(lambda: library.cudaSetDevice(T4))
+    assert scan(library, scan_params(1, 197, 768, 24), 1, H100) == 0
+    library.fake_before_next_launch(refusing)
+    try:
+        assert scan(library, scan_params(1, 197, 768, 24), 1, H100) == 1
+        assert library.cudaGetLastError() == 0
+    finally:
+        library.cudaSetDevice(H100)
+    assert scan(library, scan_params(1, 197, 768, 24), 1, H100) == 0
+
+
+def test_two_threads_do_not_take_each_others_shared_memory(library: ctypes.CDLL) -> None:
+    """One kernel, two sizes at once: the smaller one's request must not make the larger one's launch fail."""
+    large, small = scan_params(1, 197, 384, 12), scan_params(1, 125, 384, 12)
+    statuses: list[Any] = []
+    other = ctypes.CFUNCTYPE(None)(lambda: statuses.append(scan(library, small, 1, H100)))
+    assert scan(library, small, 1, H100) == 0
+    library.fake_before_next_launch(other)
+    statuses.append(scan(library, large, 1, H100))
+    assert statuses == [0, 0]
+    first, second, third = launches(library)
+    assert first.kernel == second.kernel == third.kernel
+    assert UNASKED < first.shared == second.shared < third.shared
+
+
+def test_the_callers_device_stays_current(library: ctypes.CDLL) -> None:
+    assert scan(library, scan_params(1, 50, 384, 12), 1, ORIN) == 0
+    device = ctypes.c_int(-1)
+    library.cudaGetDevice(ctypes.byref(device))
+    assert device.value == H100
+    assert [launch.device for launch in launches(library)] == [ORIN]

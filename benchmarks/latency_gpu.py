@@ -19,15 +19,11 @@ benchmarks/results/latency_gpu.json.
 from __future__ import annotations
 
 import argparse
-import json
-import platform
 import sys
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from datetime import date
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +117,7 @@ def replays(call: Call) -> Call:
     import torch
 
     side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())  # which still makes weights and inputs
     with torch.cuda.stream(side):
         for _ in range(3):  # what is compiled or allocated once must not fall into the capture
             given = call()
@@ -172,7 +169,7 @@ def torch_line(size: str, batch: int, dtype: Any, rounds: int, notes: list[str])
         try:
             timers["deit"] = replays(deit(size, batch, "cuda", dtype, compiled=True))
         except Exception as error:  # the rival's failure is a finding; ours are still worth having
-            notes.append(f"DeiT-{size} at batch {batch}: {type(error).__name__}: {str(error).splitlines()[0][:200]}")
+            notes.append(f"DeiT-{size} at batch {batch}: {type(error).__name__}: {str(error)[:200]}".splitlines()[0])
         return {"way": "torch", "size": size, "batch": batch, **with_rate(interleaved(timers, rounds))}
 
 
@@ -285,15 +282,14 @@ def shown(line: dict[str, Any]) -> str:
     return f"{line['way']} {line.get('size') or line.get('bundle')} B {line['batch']:3d}  {'  '.join(columns)}{tail}"
 
 
-def versions() -> dict[str, str]:
-    """Of what decides the figures."""
-    found = {"python": platform.python_version()}
-    for package in ("torch", "triton", "tensorrt", "tensorrt-rtx", "cuda-python", "onnxruntime-gpu", "numpy"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
+def absent_backends() -> list[str]:
+    """Why the runtime's backends cannot be had here, a line each."""
+    try:
+        from mscope.runtime.backends.registry import available_backends
+
+        return [f"{found.name}: {found.missing}" for found in available_backends() if not found.available]
+    except ImportError as error:  # the networks need less than the runtime does
+        return [f"engines: {error}"]
 
 
 def dry_run(sizes: list[str]) -> int:
@@ -334,38 +330,28 @@ def main(arguments: list[str] | None = None) -> int:
     if not torch.cuda.is_available():
         print("there is no CUDA device: nothing to measure (--dry-run tries the program)", file=sys.stderr)
         return 1
+    from gpu_report import heading, save
+
     from mscope.plugins import cuda
-    from mscope.runtime.backends.registry import BACKENDS
 
     if reason := cuda.why_missing():
         print(reason, file=sys.stderr)
         return 1
     print(f"{torch.cuda.get_device_name()}; milliseconds p50 / p99")
-    notes = [f"{name}: {found.missing}" for name, entry in BACKENDS.items() if not (found := entry.probe()).available]
+    notes = absent_backends()
     lines: list[dict[str, Any]] = []
+    report = {**heading(), "dtype": options.dtype, "rounds": options.rounds, "lines": lines, "notes": notes}
     for size in options.sizes:
         for batch in options.batches:
             lines.append(torch_line(size, batch, getattr(torch, options.dtype), options.rounds, notes))
             print(shown(lines[-1]), flush=True)
+            save(report, options.out)
             torch.cuda.empty_cache()
     for folder in options.bundle:
         for line in engine_lines(folder, options.backend, options.batches, options.rounds):
             lines.append(line)
             print(shown(line), flush=True)
-    report = {
-        "date": date.today().isoformat(),
-        "gpu": torch.cuda.get_device_name(),
-        "compute_capability": list(torch.cuda.get_device_capability()),
-        "cuda": torch.version.cuda,
-        "versions": versions(),
-        "kernels": cuda.targets(),
-        "dtype": options.dtype,
-        "rounds": options.rounds,
-        "lines": lines,
-        "notes": notes,
-    }
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+            save(report, options.out)
     for note in notes:
         print(f"note: {note}")
     print(options.out)

@@ -20,15 +20,12 @@ from __future__ import annotations
 import argparse
 import ctypes
 import itertools
-import json
-import platform
 import statistics
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -313,11 +310,16 @@ def main(arguments: list[str] | None = None) -> int:
         for size in sizes:
             print(f"{size}: {size.scan_bytes(item) / 1e6:.2f} MB, {size.exponentials / 1e6:.1f} M exponentials")
         return 0
-    import torch
-
+    try:
+        import torch
+    except ImportError as error:
+        print(f"{error}: the kernels are timed under torch (--dry-run lists the sizes without)", file=sys.stderr)
+        return 1
     if not torch.cuda.is_available():
         print("there is no CUDA device: nothing to measure (--dry-run lists the sizes)", file=sys.stderr)
         return 1
+    from gpu_report import heading, save
+
     from mscope.plugins import cuda
 
     if reason := cuda.why_missing():
@@ -327,7 +329,16 @@ def main(arguments: list[str] | None = None) -> int:
     rival, bandwidth, rate = find_rival(said), copy_rate(), exponential_rate()
     print(f"{torch.cuda.get_device_name()}: {bandwidth / 1e12:.2f} TB/s, {rate / 1e12:.2f} T exponentials/s")
     print(f"rival: {rival.name if rival else 'none'}; microseconds a call")
-    lines = []
+    lines: list[dict[str, Any]] = []
+    report = {
+        **heading(),
+        "dtype": options.dtype,
+        "rival": rival.name if rival else None,
+        "copy_bytes_a_second": bandwidth,
+        "exponentials_a_second": rate,
+        "sizes": lines,
+        "notes": said,
+    }
     for size in sizes:
         line = measure(size, getattr(torch, options.dtype), rival, options.rounds, said)
         line["bytes_us"] = size.scan_bytes(item) / bandwidth * 1e6
@@ -337,23 +348,9 @@ def main(arguments: list[str] | None = None) -> int:
         columns = ("block_us", "conv_us", "scan_us", "floor_us", "rival_us", "rival2_us")
         shown = "  ".join(f"{name[:-3]} {line[name]:9.2f}" for name in columns if name in line)
         print(f"B {size.batch:3d}  L {size.length:5d}  C {size.channels:5d}   {shown}", flush=True)
+        save(report | {"goals": goals(lines)}, options.out)
         torch.cuda.empty_cache()
-    report = {
-        "date": date.today().isoformat(),
-        "gpu": torch.cuda.get_device_name(),
-        "versions": {"torch": torch.__version__, "cuda": torch.version.cuda, "python": platform.python_version()},
-        "kernels": cuda.targets(),
-        "dtype": options.dtype,
-        "rival": rival.name if rival else None,
-        "copy_bytes_a_second": bandwidth,
-        "exponentials_a_second": rate,
-        "goals": goals(lines),
-        "sizes": lines,
-        "notes": said,
-    }
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    for name, value in report["goals"].items():
+    for name, value in goals(lines).items():
         print(f"{name}: {value if value is None else round(value, 2)}")
     for note in said:
         print(f"note: {note}")

@@ -1,30 +1,34 @@
-"""What is skipped here says why; `make test-gpu` sets MSCOPE_REQUIRE_GPU, and then nothing is."""
+"""What is skipped here says why; with MSCOPE_REQUIRE_GPU, which `make test-gpu` sets, no GPU is one line and an end."""
 
 from __future__ import annotations
 
 import os
-from typing import NoReturn
 
 import pytest
 
 
-def _absent(reason: str) -> NoReturn:
-    if os.environ.get("MSCOPE_REQUIRE_GPU"):
-        pytest.fail(f"MSCOPE_REQUIRE_GPU is set and {reason}", pytrace=False)
-    pytest.skip(reason)
+def _why_no_gpu() -> str:
+    """What the kernels lack here, "" where they run."""
+    try:
+        import torch
+    except ImportError as error:
+        return f"torch cannot be imported ({error})"
+    if not torch.cuda.is_available():
+        return "there is no CUDA device"
+    from mscope.plugins import cuda
+
+    return cuda.why_missing(0)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Before anything is collected: modules that need torch skip themselves, and nothing would be left to fail."""
+    if os.environ.get("MSCOPE_REQUIRE_GPU") and (reason := _why_no_gpu()):
+        pytest.exit(f"MSCOPE_REQUIRE_GPU is set and {reason}", returncode=1)
 
 
 @pytest.fixture(scope="session", autouse=True)
 def device() -> str:
     """The first CUDA device, on which the kernels run."""
-    try:
-        import torch
-    except ImportError:
-        _absent("torch is not installed")
-    if not torch.cuda.is_available():
-        _absent("there is no CUDA device")
-    from mscope.plugins import cuda
-
-    if reason := cuda.why_missing(0):
-        _absent(reason)
+    if reason := _why_no_gpu():
+        pytest.skip(reason)
     return "cuda:0"

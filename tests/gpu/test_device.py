@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 pytest.importorskip("pydantic")
+pytest.importorskip("PIL")
 pytest.importorskip("cuda.bindings.runtime", reason="cuda-python is not installed: pip install 'cuda-python>=12.6'")
 
 import device_checks

@@ -77,6 +77,7 @@ class FakeCuda(CapturesStreams):
         self._streams: dict[int, FakeStream] = {LEGACY: FakeStream()}
         self.calls: dict[str, int] = {}
         self.log: list[str] = []
+        self.foreign: set[int] = set()  # addresses of another context's memory
 
     # What tests and the other fake use
 
@@ -239,6 +240,7 @@ class FakeCuda(CapturesStreams):
         class Attributes:
             type = types.cudaMemoryTypeDevice if known else types.cudaMemoryTypeUnregistered
             device = 0
+            devicePointer = None if ptr in self.foreign else ptr
 
         return self.cudaError_t.cudaSuccess, Attributes()
 

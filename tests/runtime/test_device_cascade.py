@@ -257,11 +257,11 @@ def test_an_empty_array_on_the_device(gpu: Scope, network: fakes.FakeNetwork, cu
     assert gpu.run(InterfaceArray(cuda, empty), ETA).logits.shape == (0, 10)
 
 
-@pytest.mark.parametrize("stream, version", [(77, 3), (LEGACY, 3), (None, 2)])
+@pytest.mark.parametrize("stream, version", [(77, 3), (LEGACY, 3), (None, 3), (None, 2)])
 def test_the_producers_stream_is_waited_for(
     gpu: Scope, host: HostCascade, network: fakes.FakeNetwork, cuda: FakeCuda, stream: int | None, version: int
 ) -> None:
-    """The image is still being written on another stream when it is given."""
+    """The image is still being written on another stream when it is given. PyCUDA says version 3 and no stream."""
     images = random_batch(network, 3)
     producer = LEGACY
     if stream == 77:
@@ -297,6 +297,14 @@ def test_dlpack_is_told_our_stream(gpu: Scope, network: fakes.FakeNetwork, cuda:
 def test_arrays_that_do_not_fit(gpu: Scope, cuda: FakeCuda, given: Any, interface: Any, message: str) -> None:
     with pytest.raises(InputError, match=message):
         gpu.run(InterfaceArray(cuda, given, **interface))
+
+
+def test_an_array_of_another_context(gpu: Scope, cuda: FakeCuda, network: fakes.FakeNetwork) -> None:
+    """Its address means nothing in ours: a kernel that reads it would end the process's context."""
+    array = InterfaceArray(cuda, random_batch(network, 1))
+    cuda.foreign.add(array.address)
+    with pytest.raises(InputError, match=r"another CUDA context.*import pycuda.autoprimaryctx"):
+        gpu.run(array)
 
 
 def test_an_array_that_is_not_given_away(gpu: Scope, cuda: FakeCuda, network: fakes.FakeNetwork) -> None:

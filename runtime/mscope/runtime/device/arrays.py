@@ -63,8 +63,9 @@ def device_array(array: Any, shape: tuple[int, int, int], device: Device, stream
         shape: (C, H, W).
         device: ours.
         stream: ours; it is made to wait for what the other library has queued so far to write the array. DLPack's
-            producer sees to that itself. The interface's version 3 names the producer's stream; where it names none
-            there is nothing to wait for. Earlier versions say nothing of streams: the default stream is waited for.
+            producer sees to that itself. The interface's version 3 names the producer's stream. Where it names none
+            there should be nothing to wait for, but PyCUDA never names one and queues on the default stream: so
+            that is waited for, as it is for earlier versions, which say nothing of streams.
 
     Raises:
         InputError: another dtype, shape, layout or device.
@@ -93,11 +94,10 @@ def _described(array: Any, stream: Stream) -> Any:
             raise InputError(f"tensor: it does not give its memory away ({error}): detach it first") from None
     else:
         interface = array.__cuda_array_interface__
-        told = interface.get("stream") if int(interface.get("version", 0)) >= 3 else LEGACY_STREAM
+        told = interface.get("stream") if int(interface.get("version", 0)) >= 3 else None
         if told == 0:
             raise InputError("tensor: its __cuda_array_interface__ names stream 0, which the protocol forbids")
-        if told is not None:
-            stream.wait_for(int(told))
+        stream.wait_for(LEGACY_STREAM if told is None else int(told))
     try:
         return cuda_arrays.view(array, "tensor")
     except (BufferError, RuntimeError) as error:
@@ -123,3 +123,8 @@ def _check_place(address: int, device: Device) -> None:
     if int(attributes.device) != device.index:
         there = int(attributes.device)
         raise InputError(f"tensor: it lies on device {there}, the bundle runs on device {device.index}: move it")
+    if not attributes.devicePointer:
+        raise InputError(
+            "tensor: it belongs to another CUDA context than the device's primary one, which everything else here "
+            "uses (PyCUDA: import pycuda.autoprimaryctx in the place of pycuda.autoinit)"
+        )

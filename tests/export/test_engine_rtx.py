@@ -16,6 +16,7 @@ from mscope.core.errors import BackendError
 from mscope.export.build import build_bundle
 from mscope.export.engine import cache
 from mscope.export.engine.wish import EngineWish
+from mscope.export.engine.worker import take_memory_from_user
 from mscope.export.info import info_from_bundle
 from mscope.export.options import BuildOptions
 from mscope.export.revise import revise_bundle
@@ -108,6 +109,17 @@ def tiny(small: Callable[..., ModelConfig], tmp_path_factory: pytest.TempPathFac
     folder = tmp_path_factory.mktemp("tiny") / "bundle"
     build_bundle(BuildOptions(small(depth=1), seed=1, out=folder, precisions=("fp16",)))
     return folder
+
+
+@pytest.mark.parametrize("loops", [False, True])
+def test_an_engine_without_loops_allocates_nothing_while_it_runs(loops: bool) -> None:
+    """What a CUDA graph of it needs; the engines above are built with it, those of function bodies cannot be."""
+    import tensorrt_rtx as module
+
+    builder = module.Builder(module.Logger())
+    config = builder.create_builder_config()
+    take_memory_from_user(module, config, loops=loops)
+    assert config.get_flag(module.BuilderFlag.REQUIRE_USER_ALLOCATION) is not loops
 
 
 def test_function_bodies_are_compiled_where_asked(tiny: Path) -> None:

@@ -70,6 +70,7 @@ def build(request: EngineRequest, parent: int) -> BuildResult:
     config.profiling_verbosity = module.ProfilingVerbosity.DETAILED
     # fp32 means fp32: TF32 has the ten bits of fp16.
     config.clear_flag(module.BuilderFlag.TF32)
+    take_memory_from_user(module, config, loops=request.plugin is None)
     add_profile(builder, config, request)
     set_gpus(module, config, request.gpus)
     cache = _timing_cache(config, request)
@@ -114,6 +115,16 @@ def set_gpus(module: ModuleType, config: Any, gpus: tuple[str, ...]) -> None:
             raise InputError(
                 f"--gpu {name}: {module.__name__} {module.__version__} refuses it beside {', '.join(gpus)}"
             )
+
+
+def take_memory_from_user(module: ModuleType, config: Any, *, loops: bool) -> None:
+    """Keeps an engine from allocating while it runs, which no CUDA graph may hold, where the library would let it.
+
+    TensorRT-RTX does from 1.2 on, and builds nothing with a loop in it (the function bodies' Scan) under this flag.
+    """
+    flag = getattr(module.BuilderFlag, "REQUIRE_USER_ALLOCATION", None)
+    if flag is not None and not loops:
+        config.set_flag(flag)
 
 
 def _log_of(module: ModuleType) -> Any:

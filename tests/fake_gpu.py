@@ -14,7 +14,7 @@ import pytest
 
 import cuda_host
 import fakes
-from fake_cuda import FakeCuda
+from fake_cuda import FakeCuda, Misuse
 from fake_tensorrt import FakeTensorRT, run_rows
 from mscope.core.contract import Graph
 from mscope.runtime.backends import tensorrt_library
@@ -96,10 +96,11 @@ def set_driver(monkeypatch: pytest.MonkeyPatch, library: FakeDriver | None) -> N
 
 
 class StreamLibrary(cuda_host.HostLibrary):
-    """libmscope_cuda's kernels, compiled for the host, as work on the fake device's streams."""
+    """libmscope_cuda's kernels, compiled for the host, as work on the fake device's streams. Code is loaded lazily."""
 
     def __init__(self, cuda: FakeCuda) -> None:
         self._cuda = cuda
+        self._loaded: set[str] = set()
 
     def mscope_cuda_resample(self, params: Any, device: int, stream: Any) -> int:
         given = type(params._obj).from_buffer_copy(params._obj)
@@ -132,6 +133,9 @@ class StreamLibrary(cuda_host.HostLibrary):
         def op() -> None:
             assert run() == 0
 
+        if self._cuda.capturing(int(stream.value)) and name not in self._loaded:
+            raise Misuse(f"{name} is launched in a capture first: its code would be loaded there")
+        self._loaded.add(name)
         self._cuda.enqueue(int(stream.value), name, op)
         return 0
 

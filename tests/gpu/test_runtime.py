@@ -109,14 +109,15 @@ def test_more_memory_than_there_is_is_one_line(memory: Memory) -> None:
     assert torch.ones(3, device="cuda").sum().item() == 3
 
 
-@pytest.mark.parametrize("protocol", ["dlpack", "interface"])
+@pytest.mark.parametrize("protocol", ["dlpack", "interface", "no stream named"])
 def test_a_torch_tensor_is_read_in_place_and_in_order(memory: Memory, stream: Stream, protocol: str) -> None:
-    """The tensor is still being written on torch's stream when it is given."""
+    """The tensor is still being written on torch's stream when it is given; PyCUDA says version 3 and no stream."""
 
     class Interface:
         def __init__(self, tensor: torch.Tensor) -> None:
             self.tensor = tensor
-            self.__cuda_array_interface__ = tensor.__cuda_array_interface__
+            said = {} if protocol == "interface" else {"version": 3, "stream": None}
+            self.__cuda_array_interface__ = tensor.__cuda_array_interface__ | said
 
     ours = StagedTensor(Device(), memory, stream, Tensor("image", "float32", ("batch", *SHAPE)), 4)
     stream.synchronize()
@@ -126,6 +127,22 @@ def test_a_torch_tensor_is_read_in_place_and_in_order(memory: Memory, stream: St
     tensor.copy_(torch.arange(tensor.numel(), device="cuda").reshape(tensor.shape))
     view = device_array(tensor if protocol == "dlpack" else Interface(tensor), SHAPE, Device(), stream)
     assert view.address == tensor.data_ptr()
+    stream.copy(ours.address, view.address, 4 * ours.row_bytes, "DeviceToDevice")
+    ours.download(4)
+    stream.synchronize()
+    np.testing.assert_array_equal(ours.host, np.arange(4 * 192).reshape(4, *SHAPE))
+
+
+def test_a_cupy_array_is_read_in_place_and_in_order(memory: Memory, stream: Stream) -> None:
+    cupy = pytest.importorskip("cupy")
+    ours = StagedTensor(Device(), memory, stream, Tensor("image", "float32", ("batch", *SHAPE)), 4)
+    stream.synchronize()
+    array = cupy.full((4, *SHAPE), cupy.nan, cupy.float32)
+    cupy.cuda.Device().synchronize()
+    torch.cuda._sleep(50_000_000)  # on the default stream, which is CuPy's too
+    array[...] = cupy.arange(array.size, dtype=cupy.float32).reshape(array.shape)
+    view = device_array(array, SHAPE, Device(), stream)
+    assert view.address == array.data.ptr
     stream.copy(ours.address, view.address, 4 * ours.row_bytes, "DeviceToDevice")
     ours.download(4)
     stream.synchronize()

@@ -182,7 +182,8 @@ class ICudaEngine:
             self.logger.log(Severity.ERROR, "Error Code 1: Cuda Runtime (out of memory)")
             return None
         managed = strategy.strategy if isinstance(strategy, IRuntimeConfig) else strategy
-        context = IExecutionContext(self, managed is ExecutionContextAllocationStrategy.USER_MANAGED)
+        kind = RtxExecutionContext if self.module.flavour == "tensorrt-rtx" else IExecutionContext
+        context = kind(self, managed is ExecutionContextAllocationStrategy.USER_MANAGED)
         self.module.contexts.append(context)
         return context
 
@@ -271,6 +272,14 @@ class IExecutionContext:
         given = {name: self._array(name, self._addresses[name]) for name in engine.graph.input_names}
         for name, array in run_rows(engine.module.network, engine.stage, given).items():
             self._array(name, self._addresses[name])[...] = array
+
+
+class RtxExecutionContext(IExecutionContext):
+    """TensorRT-RTX's, which is asked before a capture is tried."""
+
+    def is_stream_capturable(self, stream: int) -> bool:
+        self._engine.module.cuda.capturing(stream)
+        return not self._engine.module.capture_refused
 
 
 def run_rows(network: FakeNetwork, stage: str, given: dict[str, Any]) -> dict[str, Any]:

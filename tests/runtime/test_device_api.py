@@ -116,6 +116,7 @@ def test_what_the_runtime_names_of_tensorrt_exists() -> None:
     assert real.DynamicShapesKernelSpecializationStrategy.EAGER is not None
     for name in ("device_memory_size_v2", "num_io_tensors", "num_optimization_profiles"):
         assert hasattr(real.ICudaEngine, name)
+    assert documented_parameters(real.IExecutionContext.is_stream_capturable) == [["stream"]]
     assert hasattr(real.IRuntimeConfig, "dynamic_shapes_kernel_specialization_strategy")
     assert (int(real.ILogger.INTERNAL_ERROR), int(real.ILogger.ERROR)) == (0, 1)
 

@@ -192,6 +192,21 @@ def test_profiles_of_the_stages_differ(gpu: dict[str, FakeTensorRT], folder: Pat
     assert gpu["tensorrt"].cuda.live == 0
 
 
+def test_an_engine_that_says_it_cannot_be_captured_is_not_tried(
+    gpu: dict[str, FakeTensorRT], folder: Path, network: fakes.FakeNetwork
+) -> None:
+    """TensorRT-RTX answers before anything is captured; the engine runs kernel by kernel, which is told."""
+    module = gpu["tensorrt-rtx"]
+    module.capture_refused = True
+    fake_tensorrt.add_engines(folder, flavour="tensorrt-rtx")
+    with Scope.load(folder, backend="tensorrt-rtx") as scope:
+        for _ in range(4):
+            outcome = scope.run(random_batch(network, 1), 1.0)
+    assert len(outcome.notes) == 2
+    assert "no CUDA graph at batch 1 (the engine allocates or waits while it runs)" in outcome.notes[0]
+    assert "cudaStreamBeginCapture" not in module.cuda.calls
+
+
 def benchmark() -> Any:
     path = Path(__file__).parents[2] / "benchmarks" / "latency_gpu.py"
     spec = importlib.util.spec_from_file_location("latency_gpu", path)

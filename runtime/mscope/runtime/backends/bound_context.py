@@ -64,11 +64,18 @@ class BoundContext:
         self._runs += 1
         if self._runs != 2 or not self._capture:
             return ""
+        if not self._capturable(stream):
+            return "the engine allocates or waits while it runs"
         try:
             self._graph = stream.capture(lambda: self.enqueue(stream))
         except BackendError as error:
             return str(error)
         return ""
+
+    def _capturable(self, stream: Stream) -> bool:
+        """TensorRT-RTX says it before anything is tried; TensorRT's word is what becomes of the attempt."""
+        asked = getattr(self._context, "is_stream_capturable", None)
+        return asked is None or bool(asked(stream.handle))
 
     def close(self) -> None:
         """Gives context and graph back; neither may be running."""

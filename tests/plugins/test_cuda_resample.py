@@ -7,16 +7,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
 
 import cuda_host
+from cuda_calls import FILTERS, ResampleCall, by_pillow, check_resample
 from mscope.core.errors import BackendError
 from mscope.plugins import cuda, cuda_resample
 from mscope.plugins.cuda_resample import ResampleAxis, ResampleParams
-from mscope.runtime.resampling import Axis, Plan, plan
-
-FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
-GUARD = 64
+from mscope.runtime.resampling import plan
 
 
 @pytest.fixture(scope="module")
@@ -24,61 +21,6 @@ def host() -> ctypes.CDLL:
     if cuda_host.compiler() is None:
         pytest.skip("no C++ compiler on this machine")
     return cuda_host.library()
-
-
-def guarded(count: int, dtype: Any) -> Any:
-    """`count` numbers with GUARD known ones behind them."""
-    block = np.full(count + GUARD, 77, dtype)
-    return block, block[:count]
-
-
-class Call:
-    """Parameters of one resampling, with all that they point to."""
-
-    def __init__(self, pixels: Any, how: Plan, levels: Any, *, spare: int = 0) -> None:
-        left, top, right, bottom = how.region
-        part = pixels[top:bottom, left:right]
-        rows, columns, channels = part.shape
-        # Rows may lie further apart than they are long.
-        self.pixels = np.full((rows, columns * channels + spare), 201, np.uint8)
-        self.pixels[:, : columns * channels] = part.reshape(rows, -1)
-        self.levels = np.ascontiguousarray(levels, np.float32)
-        out_rows, out_columns = how.down.outputs, how.across.outputs
-        between = out_rows * columns if how.down_first else rows * out_columns
-        self.scratch_block, scratch = guarded(between * channels, np.uint8)
-        self.out_block, out = guarded(channels * out_rows * out_columns, np.float32)
-        self.out = out.reshape(channels, out_rows, out_columns)
-        self.kept = [how]
-        self.params = ResampleParams(
-            self.pixels.ctypes.data, rows, columns, self.pixels.strides[0], channels, out_rows, out_columns,
-            self.axis(how.across), self.axis(how.down), int(how.down_first),
-            scratch.ctypes.data, self.levels.ctypes.data, out.ctypes.data,
-        )  # fmt: skip
-
-    @staticmethod
-    def axis(axis: Axis) -> ResampleAxis:
-        tables = (axis.first, axis.count, axis.weights)
-        return ResampleAxis(len(axis.weights), *(table.ctypes.data for table in tables))
-
-    def checked(self) -> Any:
-        for block in (self.scratch_block, self.out_block):
-            assert (block[-GUARD:] == 77).all(), "written past the end"
-        return self.out
-
-
-def by_pillow(pixels: Any, box: Any, shape: tuple[int, int], interpolation: str) -> Any:
-    image = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
-    return np.asarray(image.resize(shape[::-1], FILTERS[interpolation], box)).reshape(*shape, -1).transpose(2, 0, 1)
-
-
-def check(host: ctypes.CDLL, pixels: Any, box: Any, shape: tuple[int, int], interpolation: Any, order: int = 0) -> None:
-    levels = np.random.default_rng(3).normal(size=(pixels.shape[2], 256)).astype(np.float32)
-    call = Call(pixels, plan(pixels.shape[:2], box, shape, interpolation), levels, spare=order)
-    assert host.host_resample(ctypes.byref(call.params), order) == 0
-    expected = np.stack(
-        [row[channel] for row, channel in zip(levels, by_pillow(pixels, box, shape, interpolation), strict=True)]
-    )
-    np.testing.assert_array_equal(call.checked().view(np.uint32), expected.view(np.uint32))
 
 
 @pytest.mark.parametrize("interpolation", FILTERS)
@@ -94,7 +36,7 @@ def test_random_sizes(host: ctypes.CDLL, interpolation: str) -> None:
         if turn % 4:
             (left, right), (top, bottom) = np.sort(draw.uniform(0, width, 2)), np.sort(draw.uniform(0, height, 2))
             box = (float(left), float(top), float(right), float(bottom))
-        check(host, pixels, box, shape, interpolation, turn % 3)
+        check_resample(host, pixels, box, shape, interpolation, turn % 3)
 
 
 @pytest.mark.parametrize("interpolation", FILTERS)
@@ -112,7 +54,9 @@ def test_random_sizes(host: ctypes.CDLL, interpolation: str) -> None:
     ],
 )
 def test_hard_sizes(host: ctypes.CDLL, size: Any, box: Any, shape: tuple[int, int], interpolation: str) -> None:
-    check(host, np.random.default_rng(1).integers(0, 256, (*size, 3), dtype=np.uint8), box, shape, interpolation)
+    check_resample(
+        host, np.random.default_rng(1).integers(0, 256, (*size, 3), dtype=np.uint8), box, shape, interpolation
+    )
 
 
 def test_sizes_and_pointers_that_cannot_be_are_refused(host: ctypes.CDLL) -> None:
@@ -120,7 +64,7 @@ def test_sizes_and_pointers_that_cannot_be_are_refused(host: ctypes.CDLL) -> Non
     how = plan((9, 9), (0, 0, 9, 9), (4, 4), "bicubic")
 
     def status(**changes: Any) -> int:
-        call = Call(pixels, how, np.zeros((3, 256)))
+        call = ResampleCall(pixels, how, np.zeros((3, 256)))
         for name, value in changes.items():
             setattr(call.params, name, value)
         return int(host.host_resample(ctypes.byref(call.params), 0))
@@ -139,7 +83,7 @@ def test_sizes_and_pointers_that_cannot_be_are_refused(host: ctypes.CDLL) -> Non
 def test_tables_that_point_outside_read_nothing_there(host: ctypes.CDLL) -> None:
     """What the driver would answer with a lost context, should a table ever be wrong."""
     pixels = np.full((9, 9, 1), 255, np.uint8)
-    call = Call(pixels, plan((9, 9), (0, 0, 9, 9), (4, 4), "bilinear"), np.arange(256)[None])
+    call = ResampleCall(pixels, plan((9, 9), (0, 0, 9, 9), (4, 4), "bilinear"), np.arange(256)[None])
     first, count = np.array([-5, 8, 1 << 30, 0], np.int32), np.array([3, 1 << 30, 2, 1 << 30], np.int32)
     weights = np.full((5, 4), 1 << 20, np.int32)
     call.params.across = ResampleAxis(5, first.ctypes.data, count.ctypes.data, weights.ctypes.data)
@@ -152,7 +96,7 @@ def test_tables_that_point_outside_read_nothing_there(host: ctypes.CDLL) -> None
 
 def test_the_binding(monkeypatch: pytest.MonkeyPatch, host: ctypes.CDLL) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (9, 9, 3), dtype=np.uint8)
-    call = Call(pixels, plan((9, 9), (0, 0, 9, 9), (4, 4), "bicubic"), np.tile(np.arange(256), (3, 1)))
+    call = ResampleCall(pixels, plan((9, 9), (0, 0, 9, 9), (4, 4), "bicubic"), np.tile(np.arange(256), (3, 1)))
     monkeypatch.setattr(cuda, "load", cuda_host.HostLibrary)
     cuda_resample.resample(call.params)
     np.testing.assert_array_equal(call.checked(), by_pillow(pixels, (0, 0, 9, 9), (4, 4), "bicubic"))

@@ -9,12 +9,11 @@ import numpy as np
 import pytest
 
 import cuda_host
+from cuda_calls import SelectCall
 from mscope.core.cascade import confidence, exits_early, select_regions
 from mscope.core.errors import BackendError
 from mscope.plugins import cuda, cuda_select
-from mscope.plugins.cuda_select import MOST_REGIONS, SelectParams, confidence_margin
-
-UNWRITTEN = -7
+from mscope.plugins.cuda_select import MOST_REGIONS, confidence_margin
 
 
 @pytest.fixture(scope="module")
@@ -22,32 +21,6 @@ def host() -> ctypes.CDLL:
     if cuda_host.compiler() is None:
         pytest.skip("no C++ compiler on this machine")
     return cuda_host.library()
-
-
-class Call:
-    """One launch with all that its parameters point to."""
-
-    def __init__(
-        self, logits: Any, importance: Any, count: int, threshold: float, temperature: float = 1.0, condition: int = 0
-    ) -> None:
-        self.logits = np.ascontiguousarray(logits, np.float32)
-        self.importance = np.ascontiguousarray(importance, np.float32)
-        (batch, classes), regions = self.logits.shape, self.importance.shape[1]
-        self.threshold = np.array([threshold], np.float32)
-        self.selected = np.full((batch, count), UNWRITTEN, np.int64)
-        self.remaining = np.full((batch, regions - count), UNWRITTEN, np.int64)
-        self.report = np.full((batch, 1 + count), UNWRITTEN, np.int64)
-        read = (self.logits.ctypes.data, self.importance.ctypes.data)
-        written = (array.ctypes.data for array in (self.threshold, self.selected, self.remaining, self.report))
-        self.params = SelectParams(batch, classes, regions, count, *read, temperature, *written, condition)
-
-    def run(self, host: ctypes.CDLL, order: int = 0) -> None:
-        assert host.host_select(ctypes.byref(self.params), order) == 0
-        np.testing.assert_array_equal(self.report[:, 1:], self.selected)
-
-    @property
-    def goes_on(self) -> Any:
-        return self.report[:, 0]
 
 
 def draw_importance(kind: str, batch: int, regions: int, draw: np.random.Generator) -> Any:
@@ -74,7 +47,7 @@ def test_the_selection_is_the_hosts(host: ctypes.CDLL, kind: str, regions: int) 
     for turn, count in enumerate(sorted({0, 1, regions // 2, regions - 1, regions})):
         with np.errstate(over="ignore"):
             importance = draw_importance(kind, 2, regions, draw)
-        call = Call(draw.normal(size=(2, 10)), importance, count, 0.5)
+        call = SelectCall(draw.normal(size=(2, 10)), importance, count, 0.5)
         call.run(host, turn % 3)
         selected, remaining = select_regions(importance, count)
         np.testing.assert_array_equal(call.selected, selected)
@@ -100,7 +73,7 @@ def test_no_image_that_the_host_refines_leaves(host: ctypes.CDLL, classes: int, 
         near = [float(np.nextafter(sure[0], np.float32(to))) for to in (0, 2)]
         for eta in (0.0, 1.0, 0.5, float(sure[0]), *near, sure[0] * (1 - 2 * margin), sure[0] * (1 + 2 * margin)):
             eta = min(max(float(eta), 0.0), 1.0)
-            call = Call(logits, importance, 2, raised(eta, classes), temperature)
+            call = SelectCall(logits, importance, 2, raised(eta, classes), temperature)
             call.run(host)
             leaves, host_leaves = not call.goes_on[0], bool(exits_early(sure, eta)[0])
             assert not (leaves and not host_leaves)
@@ -113,10 +86,10 @@ def test_logits_that_are_no_numbers_go_on(host: ctypes.CDLL, bad: float) -> None
     """The host finds them afterwards, and says so."""
     logits = np.zeros((1, 10), np.float32)
     logits[0, 3] = bad
-    call = Call(logits, np.zeros((1, 4)), 2, raised(0.95, 10))
+    call = SelectCall(logits, np.zeros((1, 4)), 2, raised(0.95, 10))
     call.run(host)
     assert call.goes_on[0] == 1
-    all_bad = Call(np.full((1, 10), bad), np.zeros((1, 4)), 2, 0.0)
+    all_bad = SelectCall(np.full((1, 10), bad), np.zeros((1, 4)), 2, 0.0)
     all_bad.run(host)
     assert all_bad.goes_on[0] == 1
 
@@ -125,7 +98,7 @@ def test_infinity_as_threshold_lets_nobody_leave(host: ctypes.CDLL) -> None:
     sure = np.array([[1e4, 0.0]])
     assert confidence(sure.astype(np.float32))[0] == 1.0
     for threshold, goes_on in ((np.inf, 1), (1.0, 0), (0.0, 0)):
-        call = Call(sure, np.zeros((1, 4)), 2, threshold)
+        call = SelectCall(sure, np.zeros((1, 4)), 2, threshold)
         call.run(host)
         assert call.goes_on[0] == goes_on
 
@@ -135,7 +108,7 @@ def test_the_order_of_threads_does_not_matter(host: ctypes.CDLL) -> None:
     logits, importance = draw.normal(size=(3, 700)), draw.normal(size=(3, 300)).round(1)
     reports = []
     for order in range(3):
-        call = Call(logits, importance, 100, 0.01)
+        call = SelectCall(logits, importance, 100, 0.01)
         call.run(host, order)
         reports.append((call.report, call.remaining))
     for report, remaining in reports[1:]:
@@ -146,14 +119,14 @@ def test_the_order_of_threads_does_not_matter(host: ctypes.CDLL) -> None:
 def test_the_condition_is_set(host: ctypes.CDLL) -> None:
     for threshold in (0.0, 2.0):
         word = ctypes.c_uint(9)
-        call = Call(np.zeros((1, 3)), np.zeros((1, 4)), 2, threshold, condition=ctypes.addressof(word))
+        call = SelectCall(np.zeros((1, 3)), np.zeros((1, 4)), 2, threshold, condition=ctypes.addressof(word))
         call.run(host)
         assert word.value == call.goes_on[0] == (threshold > 1)
 
 
 def test_what_cannot_be_is_refused(host: ctypes.CDLL) -> None:
     def status(**changes: Any) -> int:
-        call = Call(np.zeros((1, 3)), np.zeros((1, 4)), 2, 0.5)
+        call = SelectCall(np.zeros((1, 3)), np.zeros((1, 4)), 2, 0.5)
         for name, value in changes.items():
             setattr(call.params, name, value)
         return int(host.host_select(ctypes.byref(call.params), 0))
@@ -171,14 +144,14 @@ def test_what_cannot_be_is_refused(host: ctypes.CDLL) -> None:
 
 def test_the_largest_number_of_regions(host: ctypes.CDLL) -> None:
     importance = np.random.default_rng(0).normal(size=(1, MOST_REGIONS)).astype(np.float32)
-    call = Call(np.zeros((1, 3)), importance, MOST_REGIONS // 2, 0.5)
+    call = SelectCall(np.zeros((1, 3)), importance, MOST_REGIONS // 2, 0.5)
     call.run(host)
     np.testing.assert_array_equal(call.selected, select_regions(importance, MOST_REGIONS // 2)[0])
 
 
 def test_the_binding(monkeypatch: pytest.MonkeyPatch, host: ctypes.CDLL) -> None:
     monkeypatch.setattr(cuda, "load", cuda_host.HostLibrary)
-    call = Call(np.zeros((1, 3)), np.array([[1.0, 3.0, 2.0]]), 2, 0.5)
+    call = SelectCall(np.zeros((1, 3)), np.array([[1.0, 3.0, 2.0]]), 2, 0.5)
     cuda_select.select(call.params)
     np.testing.assert_array_equal(call.selected, [[1, 2]])
     call.params.regions = 0

@@ -1,7 +1,7 @@
 // The CUDA runtime, played by a test: the kernels' objects as nvcc made them are linked with this in libcudart's place.
 //
-// Nothing runs. Every launch is held to a device's rules (grid, block, shared memory that was asked for) and noted; a
-// failure stays the thread's last error until that is asked for, as the real one's does.
+// Every launch is held to a device's rules (grid, block, shared memory that was asked for) and noted; a failure stays the
+// thread's last error until that is asked for, as the real one's does. Nothing runs, unless a test says what runs it.
 #include <stdint.h>
 #include <stdio.h>
 
@@ -26,8 +26,9 @@ constexpr int kUnasked = 48 * 1024;
 struct Device {
   int multiprocessors, shared_per_multiprocessor, shared_per_block;
 };
-// An H100, an Orin and a T4.
-constexpr Device kDevices[] = {{132, 228 << 10, 227 << 10}, {16, 164 << 10, 163 << 10}, {40, 64 << 10, 64 << 10}};
+// An H100, an Orin and a T4; a device of one multiprocessor, and one far too large.
+constexpr Device kDevices[] = {{132, 228 << 10, 227 << 10}, {16, 164 << 10, 163 << 10}, {40, 64 << 10, 64 << 10},
+                               {1, 64 << 10, 64 << 10}, {4096, 64 << 10, 64 << 10}};
 constexpr int kCount = sizeof kDevices / sizeof *kDevices;
 
 thread_local int current = 0, last_error = 0;
@@ -38,6 +39,7 @@ std::map<const void*, std::string>& kernels() {
 std::map<std::pair<const void*, int>, int> granted;
 std::string notes;
 void (*before_launch)() = nullptr;
+int (*runs_launch)(const char* kernel, unsigned blocks, unsigned threads, size_t shared, void** arguments) = nullptr;
 
 int failed(int error) {
   if (error) last_error = error;
@@ -99,7 +101,7 @@ EXPORT int cudaFuncSetAttribute(const void* function, int attribute, int value) 
   granted[{function, current}] = value;
   return 0;
 }
-EXPORT int cudaLaunchKernel(const void* function, dim3 grid, dim3 block, void**, size_t shared, void* stream) {
+EXPORT int cudaLaunchKernel(const void* function, dim3 grid, dim3 block, void** arguments, size_t shared, void* stream) {
   if (auto* const other = std::exchange(before_launch, nullptr)) other();
   const auto kernel = kernels().find(function);
   if (kernel == kernels().end()) return failed(kInvalidDeviceFunction);
@@ -113,7 +115,7 @@ EXPORT int cudaLaunchKernel(const void* function, dim3 grid, dim3 block, void**,
   snprintf(line, sizeof line, " %d %u %u %zu %zu\n", current, grid.x, block.x, shared,
            reinterpret_cast<size_t>(stream));
   notes += kernel->second + line;
-  return 0;
+  return runs_launch ? failed(runs_launch(kernel->second.c_str(), grid.x, block.x, shared, arguments)) : 0;
 }
 
 // "kernel device blocks threads shared_bytes stream" of every launch since the last call; valid until the next.
@@ -124,6 +126,8 @@ EXPORT const char* fake_launches() {
 }
 // What another thread does between this one's next preparation of a launch and the launch.
 EXPORT void fake_before_next_launch(void (*other)()) { before_launch = other; }
+// Who runs launches from now on, at once; null: nobody.
+EXPORT void fake_run_launches(int (*runs)(const char*, unsigned, unsigned, size_t, void**)) { runs_launch = runs; }
 EXPORT const char* fake_kernels() {
   static std::string names;
   names.clear();

@@ -4,15 +4,11 @@ device takes, and what it says is of that launch alone."""
 from __future__ import annotations
 
 import ctypes
-import subprocess
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-import cuda_host
-from mscope.plugins import build_cuda
 from mscope.plugins.cuda_arguments import DTYPES, ConvParams, Rows, ScanDirection, ScanParams
 from mscope.plugins.cuda_resample import ResampleAxis, ResampleParams
 from mscope.plugins.cuda_select import SelectParams
@@ -36,19 +32,9 @@ class Launch:
     stream: int
 
 
-@pytest.fixture(scope="module")
-def library(cuda_library: Path, tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
-    if cuda_host.compiler() is None:
-        pytest.skip("no C++ compiler on this machine")
-    path = tmp_path_factory.mktemp("fake") / "libover_fake.so"
-    command = [str(cuda_host.compiler()), "-std=c++17", "-O1", "-shared", "-fPIC", "-fvisibility=hidden"]
-    command += [str(Path(__file__).with_name("fake_cudart.cpp")), "-Wl,--whole-archive"]
-    command += [str(build_cuda.archive_path(cuda_library)), "-Wl,--no-whole-archive,--no-undefined", "-o", str(path)]
-    said = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert said.returncode == 0, said.stderr[-3000:]
-    loaded = ctypes.CDLL(str(path))
-    loaded.fake_launches.restype = loaded.fake_kernels.restype = ctypes.c_char_p
-    return loaded
+@pytest.fixture
+def library(over_fake_cudart: ctypes.CDLL) -> ctypes.CDLL:
+    return over_fake_cudart
 
 
 @pytest.fixture(autouse=True)

@@ -28,7 +28,7 @@ _BORROWED = (
     "cudaError_t", "cudaMemcpyKind", "cudaDeviceAttr", "cudaStreamCaptureMode", "cudaMemoryType",
     "cudaHostAllocDefault", "cudaHostAllocMapped", "cudaStreamNonBlocking", "cudaEventDisableTiming",
     "cudaEventDefault", "cudaStreamCaptureStatus", "cudaStreamUpdateCaptureDependenciesFlags",
-    "cudaGraphNodeType", "cudaGraphConditionalNodeType", "cudaGraphConditionalHandleFlags",
+    "cudaGraphNodeType", "cudaGraphConditionalNodeType", "cudaGraphConditionalHandleFlags", "cudaGraphEdgeData",
 )  # fmt: skip
 LEGACY = 1
 
@@ -66,6 +66,7 @@ class FakeCuda(CapturesStreams):
         self._limit = limit
         self._host_addresses = host_addresses
         self._driver = driver
+        self.runtime = 13000  # the CUDA version whose names are here
         self._executables = self._events = 0
         self.host_ms = self._device_ms = 0.0
         self.costs: dict[str, float] = {}
@@ -288,7 +289,7 @@ class FakeCuda(CapturesStreams):
         return self.cudaError_t.cudaSuccess, self._driver
 
     def cudaRuntimeGetVersion(self) -> tuple[Any, int]:
-        return self.cudaError_t.cudaSuccess, 13000
+        return self.cudaError_t.cudaSuccess, self.runtime
 
     # Inside
 

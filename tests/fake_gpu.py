@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import abi_cuda
 import cuda_host
 import fakes
 from fake_cuda import FakeCuda, Misuse
@@ -62,7 +63,7 @@ def install(
 ) -> dict[str, FakeTensorRT]:
     """Puts a GPU into this process until the test ends; returns the TensorRT modules by flavour."""
     cuda = cuda or FakeCuda()
-    monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", cuda)
+    install_cuda(monkeypatch, cuda)
     monkeypatch.setattr("mscope.runtime.device.cuda.why_no_bindings", lambda: "")
     monkeypatch.setattr(tensorrt_library, "why_no_bindings", lambda: "")
     set_driver(monkeypatch, driver_library or FakeDriver())
@@ -76,6 +77,20 @@ def install(
         modules[flavour].__spec__ = importlib.machinery.ModuleSpec(name, None)  # type: ignore[attr-defined]
         monkeypatch.setitem(sys.modules, name, modules[flavour])
     return modules
+
+
+def install_cuda(monkeypatch: pytest.MonkeyPatch, cuda: FakeCuda) -> None:
+    """What the runtime imports as cuda-python: the stand-in itself, or the real package over it."""
+    monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", _as_module(cuda))
+
+
+def through_cuda_python(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From here until the test ends, every stand-in is installed below the real package."""
+    monkeypatch.setattr(sys.modules[__name__], "_as_module", abi_cuda.Bindings)
+
+
+def _as_module(cuda: FakeCuda) -> Any:
+    return cuda
 
 
 def set_driver(monkeypatch: pytest.MonkeyPatch, library: FakeDriver | None) -> None:

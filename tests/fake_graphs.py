@@ -94,6 +94,7 @@ class CapturesStreams:
         target = self._stream(stream)
         if target.capture is not None:
             raise Misuse("a capture within a capture")
+        _check_edges(dependencyData, numDependencies)
         if dependencies is not None or numDependencies or graph.ops:
             raise Misuse("only bodies from their beginning are captured here")
         target.capture, target.broken = graph, False
@@ -124,6 +125,7 @@ class CapturesStreams:
         graph = self._stream(stream).capture
         if graph is None:
             return (self.cudaError_t.cudaErrorIllegalState,)
+        _check_edges(dependencyData, numDependencies)
         replace = self.cudaStreamUpdateCaptureDependenciesFlags.cudaStreamSetCaptureDependencies
         if flags != int(replace) or dependencies != [graph.beside] or numDependencies != 1:
             raise Misuse("the capture does not come to depend on the branch alone")
@@ -141,6 +143,7 @@ class CapturesStreams:
     def cudaGraphAddNode(
         self, graph: FakeGraph, pDependencies: Any, dependencyData: Any, numDependencies: int, nodeParams: Any
     ) -> tuple[Any, Any]:
+        _check_edges(dependencyData, numDependencies)
         conditional = nodeParams.conditional
         if nodeParams.type != self.cudaGraphNodeType.cudaGraphNodeTypeConditional:
             raise Misuse("only conditional nodes are added here")
@@ -204,3 +207,9 @@ class CapturesStreams:
         graphExec.alive = False
         self._executables -= 1
         return (self.cudaError_t.cudaSuccess,)
+
+
+def _check_edges(data: Any, count: int) -> None:
+    """As cuda-python 12 has it, which takes nothing but one for each edge."""
+    if len(data or ()) != count:
+        raise RuntimeError(f"List is too small: {len(data or ())} < {count}")

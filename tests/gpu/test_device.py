@@ -6,7 +6,7 @@ import pytest
 
 pytest.importorskip("pydantic")
 pytest.importorskip("PIL")
-pytest.importorskip("cuda.bindings.runtime", reason="cuda-python is not installed: pip install 'cuda-python>=12.6'")
+pytest.importorskip("cuda.bindings.runtime", reason="cuda-python is not installed: pip install 'cuda-python>=12.6.2'")
 
 import device_checks
 from mscope.runtime.device.branch import why_no_branches

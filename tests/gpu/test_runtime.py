@@ -17,7 +17,7 @@ import pytest
 
 pytest.importorskip("torch")
 pytest.importorskip("pydantic")
-pytest.importorskip("cuda.bindings.runtime", reason="cuda-python is not installed: pip install 'cuda-python>=12.6'")
+pytest.importorskip("cuda.bindings.runtime", reason="cuda-python is not installed: pip install 'cuda-python>=12.6.2'")
 
 import torch
 

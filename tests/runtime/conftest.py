@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 
+import fake_gpu
 import fake_tensorrt
 import fakes
 from mscope.runtime import Scope
@@ -45,3 +46,11 @@ def engines(tmp_path_factory: pytest.TempPathFactory, network: fakes.FakeNetwork
     fakes.write_fake_bundle(folder, network)
     fake_tensorrt.add_engines(folder)
     return folder
+
+
+@pytest.fixture(params=["stand-in", "cuda-python"])
+def layer(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Where tests/fake_cuda.py stands in for CUDA: at cuda-python's place, and below the real cuda-python."""
+    if request.param == "cuda-python":
+        fake_gpu.through_cuda_python(monkeypatch)
+    return str(request.param)

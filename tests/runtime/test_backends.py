@@ -197,7 +197,7 @@ def test_each_missing_piece_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "package tensorrt_rtx is not installed: pip install tensorrt-rtx" in said["tensorrt-rtx"]
     assert "onnxruntime-gpu is not installed" in said["ort-cuda"]
     for name in ("tensorrt", "tensorrt-rtx", "ort-cuda"):
-        assert "pip install 'cuda-python>=12.6'" in said[name]
+        assert "pip install --upgrade 'cuda-python>=12.6.2'" in said[name]
         assert "driver" not in said[name]
 
 
@@ -243,6 +243,7 @@ def test_the_installed_onnxruntime_tells_where_its_nodes_went(bundle: Path) -> N
         ort_cuda.check_on_gpu(session, "coarse.onnx")
 
 
+@pytest.mark.usefixtures("layer")
 def test_onnxruntime_by_address(
     bundle: Path, network: fakes.FakeNetwork, monkeypatch: pytest.MonkeyPatch, scope: Scope
 ) -> None:

@@ -23,9 +23,9 @@ from mscope.runtime.device.tensors import DeviceTensor, StagedTensor
 
 
 @pytest.fixture
-def cuda(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
+def cuda(monkeypatch: pytest.MonkeyPatch, layer: str) -> FakeCuda:
     fake = FakeCuda()
-    monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", fake)
+    fake_gpu.install_cuda(monkeypatch, fake)
     return fake
 
 
@@ -86,7 +86,7 @@ def test_the_gpu_that_the_driver_has(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_real_runtime_without_a_driver_is_one_line() -> None:
     if driver.find_gpu()[0] is not None:
         pytest.skip("there is a driver and a GPU here")
-    with pytest.raises(BackendError, match=r"CUDA: cudaSetDevice failed: .* \(\d+\)"):
+    with pytest.raises(BackendError, match=r"CUDA: cudaSetDevice failed.*: "):
         Device()
 
 
@@ -94,6 +94,35 @@ def test_without_cuda_python(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", None)
     with pytest.raises(BackendError, match="cuda"):
         Device()
+
+
+def test_an_old_cuda_python_is_named(cuda: FakeCuda) -> None:
+    cuda.runtime = 11080
+    with pytest.raises(BackendError, match=r"is for CUDA 11\.8, 12\.6\.2 or newer is needed: pip install --upgrade"):
+        Device()
+
+
+def test_a_driver_that_cuda_python_does_not_find_is_one_line(cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Until 12.8 it raises where a driver, or a function of it, is not there."""
+
+    def not_found(device: int) -> Any:
+        raise RuntimeError("Failed to dlopen libcuda.so.1")
+
+    device = Device()
+    monkeypatch.setattr(device.api, "cudaSetDevice", not_found)
+    with pytest.raises(BackendError, match=r"cudaSetDevice failed within cuda-python: Failed to dlopen libcuda\.so\.1"):
+        device.make_current()
+
+
+def test_a_status_without_a_name_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The real package raises at the status of a driver that is newer than it."""
+    fake_gpu.through_cuda_python(monkeypatch)
+    cuda = FakeCuda()
+    fake_gpu.install_cuda(monkeypatch, cuda)
+    device = Device()
+    monkeypatch.setattr(cuda, "cudaSetDevice", lambda device: (12345,))
+    with pytest.raises(BackendError, match=r"CUDA: cudaSetDevice failed within cuda-python: .*12345"):
+        device.make_current()
 
 
 def test_the_table_of_backends_costs_little() -> None:

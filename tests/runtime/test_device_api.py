@@ -9,9 +9,13 @@ import numpy as np
 import onnxruntime
 import pytest
 
+import fake_gpu
 import fake_tensorrt
-from fake_cuda import FakeCuda
+from fake_cuda import FakeCuda, Misuse
 from mscope.runtime.backends import ort_cuda
+from mscope.runtime.device import branch
+from mscope.runtime.device.cuda import Device
+from mscope.runtime.device.stream import Stream
 
 RUNTIME = Path(__file__).parents[2] / "runtime" / "mscope" / "runtime"
 SOURCES = "\n".join(
@@ -32,13 +36,19 @@ def documented_parameters(function: Any, separator: str = r"\((.*?)\)(?: ->|$)")
     return found
 
 
+def real_name(name: str) -> str:
+    """What the installed cuda-python calls a function that the fake has by its name of CUDA 13."""
+    version = pytest.importorskip("cuda.bindings.runtime").cudaRuntimeGetVersion()[1]
+    return branch.named(version, name)
+
+
 def test_the_cuda_runtime_is_what_the_fake_says() -> None:
     real = pytest.importorskip("cuda.bindings.runtime")
     functions = [name for name, _ in inspect.getmembers(FakeCuda, inspect.isfunction) if name.startswith("cuda")]
     assert len(functions) > 20
     for name in functions:
         ours = list(inspect.signature(getattr(FakeCuda, name)).parameters)[1:]
-        assert documented_parameters(getattr(real, name)) == [ours], name
+        assert documented_parameters(getattr(real, real_name(name))) == [ours], name
 
 
 def test_every_cuda_name_in_the_runtime_exists() -> None:
@@ -70,12 +80,43 @@ def test_a_branch_is_described_by_the_real_fields() -> None:
     assert int(real.cudaGraphConditionalHandleFlags.cudaGraphCondAssignDefault) == 1
     assert int(real.cudaStreamUpdateCaptureDependenciesFlags.cudaStreamSetCaptureDependencies) == 1
     assert int(real.cudaStreamCaptureStatus.cudaStreamCaptureStatusActive) == 1
-    told = real.cudaStreamGetCaptureInfo.__doc__
-    returned = re.findall(r"^(\w+_out) : ", told[told.index("Returns") :], re.MULTILINE)
+    told = getattr(real, real_name("cudaStreamGetCaptureInfo")).__doc__
+    returned = re.findall(r"^ *(\w+_out) : ", told[told.index("Returns") :], re.MULTILINE)
     assert [name.removesuffix("_out") for name in returned] == [
         "captureStatus", "id", "graph", "dependencies", "edgeData", "numDependencies",
     ]  # fmt: skip
-    assert real.cudaRuntimeGetVersion()[1] >= 13000, "these names are those of CUDA 13"
+
+
+def test_below_the_real_package_lies_the_fake(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What `layer` gives to the tests: NVIDIA's types, and a C function that forgives as little as the fake."""
+    real = pytest.importorskip("cuda.bindings.runtime")
+    fake_gpu.through_cuda_python(monkeypatch)
+    cuda = FakeCuda()
+    fake_gpu.install_cuda(monkeypatch, cuda)
+    device = Device()
+    api, stream = device.api, Stream(device)
+    event = device.call("cudaEventCreateWithFlags", api.cudaEventDefault)
+    assert type(event).__name__ == type(real.cudaEvent_t()).__name__
+    assert type(api.cudaStreamCreateWithFlags(0)[1]).__name__ == "cudaStream_t"
+    device.call("cudaEventRecord", event, stream.handle)
+    device.call("cudaEventDestroy", event)
+    wrong = [
+        (lambda: api.cudaEventDestroy(event), Misuse, "is no cudaEvent_t, or is gone"),
+        (lambda: api.cudaEventRecord(0, stream.handle), Misuse, "None is no cudaEvent_t"),
+        (lambda: api.cudaStreamSynchronize(7), Misuse, "stream 7 does not exist"),
+        (lambda: api.cudaMalloc(-1), OverflowError, "negative"),
+        (lambda: api.cudaMalloc(), TypeError, "argument"),
+        (lambda: api.cudaMemsetAsync(4096, 0, 1, stream.handle), Misuse, "no device memory"),
+        (lambda: api.cudaMallocAsync(1, stream.handle), Misuse, "cudaMallocAsync is called, which"),
+        (lambda: api.cudaMallocs, AttributeError, "cudaMallocs"),
+    ]  # fmt: skip
+    for call, kind, match in wrong:
+        with pytest.raises(kind, match=match):
+            call()
+    stream.close()
+    # The first copy of the package is as it was.
+    assert real.cudaStreamSynchronize is not api.cudaStreamSynchronize
+    assert Path(real.__file__).parent.name == "bindings"
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ LARGEST = 8
 
 
 @pytest.fixture
-def cuda() -> FakeCuda:
+def cuda(layer: str) -> FakeCuda:
     return FakeCuda()
 
 

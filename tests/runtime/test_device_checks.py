@@ -11,7 +11,9 @@ from fake_cuda import FakeCuda
 
 
 @pytest.fixture(autouse=True, params=[False, True], ids=["discrete", "integrated"])
-def cuda(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, network: fakes.FakeNetwork) -> FakeCuda:
+def cuda(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, network: fakes.FakeNetwork, layer: str
+) -> FakeCuda:
     cuda = FakeCuda(host_addresses=True, integrated=request.param)
     fake_gpu.install(monkeypatch, network, cuda)
     fake_gpu.install_kernels(monkeypatch, cuda)

@@ -39,7 +39,7 @@ THINKS_MS = 8.0
 
 
 @pytest.fixture
-def cuda(monkeypatch: pytest.MonkeyPatch, network: fakes.FakeNetwork) -> FakeCuda:
+def cuda(monkeypatch: pytest.MonkeyPatch, network: fakes.FakeNetwork, layer: str) -> FakeCuda:
     cuda = FakeCuda(host_addresses=True)
     cuda.costs = dict(COSTS)
     fake_gpu.install(monkeypatch, network, cuda)

@@ -27,8 +27,11 @@ from mscope.runtime.result import Outcome
 ETA = 0.6
 
 
+pytestmark = pytest.mark.usefixtures("layer")
+
+
 @pytest.fixture
-def cuda(monkeypatch: pytest.MonkeyPatch, network: fakes.FakeNetwork) -> FakeCuda:
+def cuda(monkeypatch: pytest.MonkeyPatch, network: fakes.FakeNetwork, layer: str) -> FakeCuda:
     return install_with_kernels(monkeypatch, network)
 
 
@@ -217,11 +220,6 @@ def test_an_old_driver_is_named(monkeypatch: pytest.MonkeyPatch, network: fakes.
     )
 
 
-def test_an_old_cuda_python_is_named(cuda: FakeCuda, engines: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cuda, "cudaRuntimeGetVersion", lambda: (cuda.cudaError_t.cudaSuccess, 12010))
-    refused(engines, r"cuda-python for CUDA 12\.1 has no cudaStreamGetCaptureInfo_v3.*pip install --upgrade", cuda)
-
-
 def test_engines_that_cannot_be_captured(
     monkeypatch: pytest.MonkeyPatch, network: fakes.FakeNetwork, engines: Path
 ) -> None:
@@ -352,12 +350,13 @@ def test_the_fake_forgives_no_wrong_branch(cuda: FakeCuda) -> None:
     def beside() -> None:
         condition = bench.branches.condition()
         bench.stream.zero(bench.address, 4)
-        params = cuda.cudaGraphNodeParams()
-        params.type = cuda.cudaGraphNodeType.cudaGraphNodeTypeConditional
+        api = bench.device.api
+        params = api.cudaGraphNodeParams()
+        params.type = api.cudaGraphNodeType.cudaGraphNodeTypeConditional
         params.conditional.handle, params.conditional.size = condition, 1
-        params.conditional.type = cuda.cudaGraphConditionalNodeType.cudaGraphCondTypeIf
-        graph, before = bench.branches._captured()
-        cuda.cudaGraphAddNode(graph, before, None, 1, params)
+        params.conditional.type = api.cudaGraphConditionalNodeType.cudaGraphCondTypeIf
+        graph, before, edges = bench.branches._captured()
+        bench.branches._call("cudaGraphAddNode", graph, before, edges, 1, params)
         bench.stream.zero(bench.address, 4)
 
     capture(beside, Misuse, "would run beside the branch")
@@ -366,8 +365,8 @@ def test_the_fake_forgives_no_wrong_branch(cuda: FakeCuda) -> None:
 
 
 def test_older_names_are_asked_for() -> None:
-    assert branch._named(12090, "cudaGraphAddNode") == "cudaGraphAddNode_v2"
-    assert branch._named(13040, "cudaGraphAddNode") == "cudaGraphAddNode"
+    assert branch.named(12090, "cudaGraphAddNode") == "cudaGraphAddNode_v2"
+    assert branch.named(13040, "cudaGraphAddNode") == "cudaGraphAddNode"
 
 
 def test_confidence_of_the_fake_network_is_not_trivial(network: fakes.FakeNetwork) -> None:

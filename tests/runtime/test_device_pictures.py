@@ -24,8 +24,11 @@ from mscope.runtime.preprocess import Prepared, Unscaled
 ETA = 0.6
 
 
+pytestmark = pytest.mark.usefixtures("layer")
+
+
 @pytest.fixture
-def cuda(monkeypatch: pytest.MonkeyPatch, network: fakes.FakeNetwork) -> FakeCuda:
+def cuda(monkeypatch: pytest.MonkeyPatch, network: fakes.FakeNetwork, layer: str) -> FakeCuda:
     return install_with_kernels(monkeypatch, network)
 
 

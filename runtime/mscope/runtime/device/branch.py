@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from mscope.core.errors import BackendError
-from mscope.runtime.device.cuda import Device
+from mscope.runtime.device.cuda import Device, cuda_version
 from mscope.runtime.device.stream import Stream
 
 # CUDA 12.4, in which the first conditional nodes came.
@@ -27,17 +27,8 @@ def why_no_branches(device: Device) -> str:
     """Why graphs cannot branch here, and what to do about it; "" where they can."""
     driver = int(device.call("cudaDriverGetVersion"))
     if driver < _NEEDED:
-        return (
-            f"the driver is for CUDA {_version(driver)}, conditional nodes need {_version(_NEEDED)} or newer: update it"
-        )
-    bindings = int(device.call("cudaRuntimeGetVersion"))
-    names = [_named(bindings, name) for name in _SUFFIXES]
-    names += ["cudaGraphConditionalHandleCreate", "cudaStreamBeginCaptureToGraph", "cudaGraphNodeParams"]
-    if missing := [name for name in names if not hasattr(device.api, name)]:
-        return (
-            f"cuda-python for CUDA {_version(bindings)} has no {', '.join(missing)}: "
-            "pip install --upgrade 'cuda-python>=12.9'"
-        )
+        needs = f"conditional nodes need {cuda_version(_NEEDED)} or newer: update it"
+        return f"the driver is for CUDA {cuda_version(driver)}, {needs}"
     return ""
 
 
@@ -53,7 +44,7 @@ class Branches:
     def condition(self) -> int:
         """A handle, 0 at each launch until a kernel sets it. Raises BackendError outside a capture."""
         default = self._device.api.cudaGraphConditionalHandleFlags.cudaGraphCondAssignDefault
-        graph, _ = self._captured()
+        graph, *_ = self._captured()
         return int(self._device.call("cudaGraphConditionalHandleCreate", graph, 0, int(default), doing="a branch"))
 
     def run_if(self, condition: int, enqueue: Callable[[Stream], None]) -> None:
@@ -63,15 +54,15 @@ class Branches:
             BackendError: something in it cannot be in a branch.
         """
         device, api = self._device, self._device.api
-        graph, before = self._captured()
+        graph, before, edges = self._captured()
         params = api.cudaGraphNodeParams()
         params.type = api.cudaGraphNodeType.cudaGraphNodeTypeConditional
         params.conditional.handle = condition
         params.conditional.type = api.cudaGraphConditionalNodeType.cudaGraphCondTypeIf
         params.conditional.size = 1
-        node = self._call("cudaGraphAddNode", graph, before, None, len(before), params)
+        node = self._call("cudaGraphAddNode", graph, before, edges, len(before), params)
         replace = int(api.cudaStreamUpdateCaptureDependenciesFlags.cudaStreamSetCaptureDependencies)
-        self._call("cudaStreamUpdateCaptureDependencies", self._stream.handle, [node], None, 1, replace)
+        self._call("cudaStreamUpdateCaptureDependencies", self._stream.handle, [node], self._plain(1), 1, replace)
         mode = api.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
         body, side = params.conditional.phGraph_out[0], self._side.handle
         device.call("cudaStreamBeginCaptureToGraph", side, body, None, None, 0, mode, doing="a branch")
@@ -88,21 +79,23 @@ class Branches:
         """Gives the stream back; further calls do nothing."""
         self._side.close()
 
-    def _captured(self) -> tuple[Any, Any]:
-        """The graph being captured, and the nodes that what comes next depends on."""
-        status, _, graph, before, *_ = self._call("cudaStreamGetCaptureInfo", self._stream.handle)
+    def _captured(self) -> tuple[Any, Any, Any]:
+        """The graph being captured, the nodes that what comes next depends on, and the data of the edges from them."""
+        status, _, graph, before, edges, *_ = self._call("cudaStreamGetCaptureInfo", self._stream.handle)
         active = self._device.api.cudaStreamCaptureStatus.cudaStreamCaptureStatusActive
         if int(status) != int(active):
             raise BackendError("a branch is added to a stream that is not being captured")
-        return graph, list(before or ())
+        nodes = list(before or ())
+        return graph, nodes, list(edges or self._plain(len(nodes)))
+
+    def _plain(self, count: int) -> list[Any]:
+        """Data of edges without any. CUDA takes nothing at all for them, cuda-python 12 does not."""
+        return [self._device.api.cudaGraphEdgeData() for _ in range(count)]
 
     def _call(self, name: str, *arguments: Any) -> Any:
-        return self._device.call(_named(self._bindings, name), *arguments, doing="a branch")
+        return self._device.call(named(self._bindings, name), *arguments, doing="a branch")
 
 
-def _named(bindings: int, name: str) -> str:
-    return name if bindings >= 13000 else name + _SUFFIXES[name]
-
-
-def _version(number: int) -> str:
-    return f"{number // 1000}.{number % 1000 // 10}"
+def named(bindings: int, name: str) -> str:
+    """What cuda-python for a CUDA version calls a function that is `name` from 13 on."""
+    return name if bindings >= 13000 else name + _SUFFIXES.get(name, "")

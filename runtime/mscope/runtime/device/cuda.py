@@ -1,8 +1,8 @@
 """The CUDA runtime through cuda-python: calls whose failures are one line, and memory that has an owner.
 
 The runtime API, not the driver API: it shares the device's primary context with TensorRT, ONNX Runtime, torch and CuPy,
-so that addresses of theirs are valid here. Names and signatures are the same in cuda-python 12.9 and 13.4, where they
-were looked up.
+so that addresses of theirs are valid here. Some names of graphs changed with CUDA 13 (branch.py); the rest is the same
+from cuda-python 12.6.2 on, the first of CUDA 12 that has the module.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from typing import Any
 from mscope.core.errors import BackendError
 
 _MODULE = "cuda.bindings.runtime"
+_OLDEST = 12060  # the CUDA version of the oldest cuda-python
+_INSTALL = "pip install --upgrade 'cuda-python>=12.6.2'"
 _OUT_OF_MEMORY = 2  # cudaErrorMemoryAllocation
 # Errors after which the context is lost, and every later call of the process fails the same way.
 _STICKY = {700, 709, 710, 714, 715, 716, 717, 718, 719}
@@ -27,7 +29,7 @@ def why_no_bindings() -> str:
         found = importlib.util.find_spec(_MODULE) is not None
     except (ImportError, ValueError):
         found = False
-    return "" if found else "cuda-python 12.6 or newer is not installed: pip install 'cuda-python>=12.6'"
+    return "" if found else f"cuda-python 12.6.2 or newer is not installed: {_INSTALL}"
 
 
 class Device:
@@ -40,7 +42,7 @@ class Device:
         integrated: it shares the host's memory (Jetson), so that nothing need be copied between them.
 
     Raises:
-        BackendError: no cuda-python, no driver or no device.
+        BackendError: no cuda-python or one too old, no driver or no device.
     """
 
     def __init__(self, index: int = 0) -> None:
@@ -49,6 +51,11 @@ class Device:
         except ImportError:
             raise BackendError(why_no_bindings() or f"{_MODULE} cannot be imported") from None
         self.index = index
+        bindings = int(self.call("cudaRuntimeGetVersion"))
+        if bindings < _OLDEST:
+            raise BackendError(
+                f"the installed cuda-python is for CUDA {cuda_version(bindings)}, 12.6.2 or newer is needed: {_INSTALL}"
+            )
         self.make_current()
         attributes = self.api.cudaDeviceAttr
         major = self._attribute(attributes.cudaDevAttrComputeCapabilityMajor)
@@ -70,9 +77,13 @@ class Device:
             doing: what it is for, in the error's line.
 
         Raises:
-            BackendError: its status is an error.
+            BackendError: its status is an error, or cuda-python could not call it.
         """
-        status, *values = getattr(self.api, function)(*arguments)
+        try:
+            status, *values = getattr(self.api, function)(*arguments)
+        except (RuntimeError, KeyError, ValueError) as error:
+            # cuda-python's own: no driver, a driver without the function, a status that this version has no name for.
+            raise BackendError(f"CUDA: {function} failed within cuda-python: {error}") from None
         if int(status):
             raise BackendError(self._line(function, status, doing))
         return values[0] if len(values) == 1 else tuple(values)
@@ -128,6 +139,11 @@ class Memory:
             function, address = self._owned.pop()
             with contextlib.suppress(BackendError):
                 self._device.call(function, address)
+
+
+def cuda_version(number: int) -> str:
+    """A version as CUDA counts them, such as 13040, for people: "13.4"."""
+    return f"{number // 1000}.{number % 1000 // 10}"
 
 
 def _size(nbytes: int) -> str:

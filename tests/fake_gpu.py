@@ -74,8 +74,9 @@ def install(
             monkeypatch.setitem(sys.modules, name, None)
             continue
         modules[flavour] = FakeTensorRT(cuda, network, flavour)
-        modules[flavour].__spec__ = importlib.machinery.ModuleSpec(name, None)  # type: ignore[attr-defined]
-        monkeypatch.setitem(sys.modules, name, modules[flavour])
+        module = as_tensorrt(modules[flavour])
+        module.__spec__ = importlib.machinery.ModuleSpec(name, None)
+        monkeypatch.setitem(sys.modules, name, module)
     return modules
 
 
@@ -91,6 +92,11 @@ def through_cuda_python(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def _as_module(cuda: FakeCuda) -> Any:
     return cuda
+
+
+def as_tensorrt(module: FakeTensorRT) -> Any:
+    """What the runtime imports as TensorRT; tests/trt_bindings.py has another."""
+    return module
 
 
 def set_driver(monkeypatch: pytest.MonkeyPatch, library: FakeDriver | None) -> None:

@@ -1,7 +1,8 @@
 """A stand-in for the tensorrt module with the signatures of one version, strict: what it does not know, it refuses.
 
-TensorRT itself needs a GPU and NVIDIA's index. What the versions differ in is written down here from its documentation;
-everything that they share with TensorRT-RTX is tested with the real TensorRT-RTX.
+TensorRT itself needs a GPU and NVIDIA's index. What the versions differ in is written down here from its headers, and
+held to its Python bindings where they are (tests/runtime/test_tensorrt_api.py); everything that they share with
+TensorRT-RTX is tested with the real TensorRT-RTX.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ from enum import IntEnum
 from types import ModuleType
 from typing import Any
 
-STRONGLY_TYPED_BIT = 1 << 1
+STRONGLY_TYPED_BIT = 1 << 1  # of TensorRT 10
+TF32 = 6  # which is set to begin with
 
 
 class _Config:
@@ -19,7 +21,7 @@ class _Config:
     __slots__ = ("_cache", "_flags", "profiles", "profiling_verbosity", "progress_monitor")
 
     def __init__(self) -> None:
-        self._flags: set[int] = {0}
+        self._flags: set[int] = {TF32}
         self._cache: Any = None
         self.profiles: list[Any] = []
         self.progress_monitor: Any = None
@@ -60,16 +62,21 @@ class _Profile:
 class _Network:
     num_layers = 0
 
-    def __init__(self, flags: int) -> None:
-        self._flags = flags
+    def __init__(self, flags: int, heeded: int) -> None:
+        self._flags = flags & heeded
 
     def get_flag(self, flag: int) -> bool:
         return bool(self._flags & (1 << int(flag)))
 
 
 def make_module(version: str, plan: bytes | None = b"plan") -> Any:
-    """A module `tensorrt` of `version`, "10..." or "11...", whose builder gives `plan`. Its records are in `.calls`."""
-    eleven = int(version.split(".")[0]) >= 11
+    """A module `tensorrt` of `version`, "10..." or "11...", whose builder gives `plan`. Its records are in `.calls`.
+
+    TensorRT 11 has the flag STRONGLY_TYPED, deprecated, at another place, and ignores it. 12 has none here.
+    """
+    major = int(version.split(".")[0])
+    eleven = major >= 11
+    members = {10: [("STRONGLY_TYPED", 1)], 11: [("STRONGLY_TYPED", 0)]}.get(major, [])
     module: Any = ModuleType("tensorrt")
     module.__version__ = version
     module.calls = []
@@ -89,10 +96,10 @@ def make_module(version: str, plan: bytes | None = b"plan") -> Any:
             self.logger = logger
 
         def create_network(self, flags: int = 0) -> _Network:
-            if eleven and flags:
-                raise TypeError("TensorRT 11 has no network flags")
+            if flags not in (0, *(1 << bit for _, bit in members)):
+                raise TypeError(f"no such flags: {flags}")
             module.calls.append(("create_network", flags))
-            return _Network(flags)
+            return _Network(flags, 0 if eleven else STRONGLY_TYPED_BIT)
 
         def create_builder_config(self) -> _Config:
             return _Config()
@@ -145,7 +152,6 @@ def make_module(version: str, plan: bytes | None = b"plan") -> Any:
     )  # fmt: skip
     ILogger.Severity = Severity  # type: ignore[attr-defined]
     module.ProfilingVerbosity = IntEnum("ProfilingVerbosity", ["LAYER_NAMES_ONLY", "NONE", "DETAILED"], start=0)
-    module.BuilderFlag = IntEnum("BuilderFlag", ["TF32"], start=0)
-    members = [] if eleven else [("STRONGLY_TYPED", 1)]
+    module.BuilderFlag = IntEnum("BuilderFlag", [("TF32", TF32)])
     module.NetworkDefinitionCreationFlag = IntEnum("NetworkDefinitionCreationFlag", members)
     return module

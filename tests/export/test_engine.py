@@ -106,7 +106,7 @@ def test_what_cannot_be_had_is_said_before_anything_is_built(monkeypatch: pytest
 # TensorRT itself, by a module with its signatures.
 
 
-@pytest.mark.parametrize(("version", "flags"), [("10.3.0", STRONGLY_TYPED_BIT), ("10.16.1", 2), ("11.1.0", 0)])
+@pytest.mark.parametrize(("version", "flags"), [("10.3.0", STRONGLY_TYPED_BIT), ("11.1.0", 1), ("12.0.0", 0)])
 def test_the_network_is_strongly_typed_in_every_version(
     version: str, flags: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exported: dict[str, onnx.ModelProto]
 ) -> None:

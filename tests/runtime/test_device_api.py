@@ -3,37 +3,23 @@
 import inspect
 import re
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnxruntime
 import pytest
 
 import fake_gpu
-import fake_tensorrt
 from fake_cuda import FakeCuda, Misuse
 from mscope.runtime.backends import ort_cuda
 from mscope.runtime.device import branch
 from mscope.runtime.device.cuda import Device
 from mscope.runtime.device.stream import Stream
+from signatures import documented_parameters
 
 RUNTIME = Path(__file__).parents[2] / "runtime" / "mscope" / "runtime"
 SOURCES = "\n".join(
     path.read_text() for folder in ("backends", "device") for path in sorted((RUNTIME / folder).glob("*.py"))
 )
-
-
-def documented_parameters(function: Any, separator: str = r"\((.*?)\)(?: ->|$)") -> list[list[str]]:
-    """Parameter names of each signature in a binding's docstring."""
-    found = []
-    for line in (function.__doc__ or "").splitlines():
-        match = re.match(rf"(?:\d+\. )?{function.__name__}{separator}", line.strip())
-        if match and "*args" not in line:
-            plain = re.sub(r"<[^>]*>|\[[^\]]*\]", "", match[1])
-            # "unsigned int flags", "kind: cudaMemcpyKind", "strategy: X = ": the name is what is left.
-            parts = [part.split("=")[0].split(":")[0].split()[-1] for part in plain.split(",") if part.strip()]
-            found.append([part for part in parts if part != "self"])
-    return found
 
 
 def real_name(name: str) -> str:
@@ -117,64 +103,6 @@ def test_below_the_real_package_lies_the_fake(monkeypatch: pytest.MonkeyPatch) -
     # The first copy of the package is as it was.
     assert real.cudaStreamSynchronize is not api.cudaStreamSynchronize
     assert Path(real.__file__).parent.name == "bindings"
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        "Runtime",
-        "ICudaEngine",
-        "IExecutionContext",
-        "IRuntimeConfig",
-        "ILogger",
-        "IProfiler",
-        "DataType",
-        "TensorIOMode",
-    ],
-)
-def test_tensorrt_is_what_the_fake_says(name: str) -> None:
-    real = getattr(pytest.importorskip("tensorrt_rtx"), name)
-    ours = getattr(fake_tensorrt, name)
-    public = [member for member in vars(ours) if not member.startswith("_")]
-    if name == "ICudaEngine":
-        public.remove("shape")  # the fake's own
-    assert public
-    for member in public:
-        assert hasattr(real, member), f"{name}.{member}"
-        value = getattr(ours, member)
-        if inspect.isfunction(value):
-            parameters = list(inspect.signature(value).parameters)[1:]
-            told = documented_parameters(getattr(real, member))
-            if name not in ("ILogger", "IProfiler"):  # overridden, not called
-                assert parameters in told or (member == "create_execution_context" and ["strategy"] in told), member
-
-
-def test_what_the_runtime_names_of_tensorrt_exists() -> None:
-    real = pytest.importorskip("tensorrt_rtx")
-    for name in set(re.findall(r"(?:module|_module)\.([A-Z]\w+)", SOURCES)):
-        assert hasattr(real, name), name
-    assert real.ExecutionContextAllocationStrategy.USER_MANAGED is not None
-    assert real.DynamicShapesKernelSpecializationStrategy.EAGER is not None
-    for name in ("device_memory_size_v2", "num_io_tensors", "num_optimization_profiles"):
-        assert hasattr(real.ICudaEngine, name)
-    assert documented_parameters(real.IExecutionContext.is_stream_capturable) == [["stream"]]
-    assert hasattr(real.IRuntimeConfig, "dynamic_shapes_kernel_specialization_strategy")
-    assert (int(real.ILogger.INTERNAL_ERROR), int(real.ILogger.ERROR)) == (0, 1)
-
-
-def test_the_real_tensorrt_talks_through_our_logger() -> None:
-    """No driver is needed to be told that bytes are no engine."""
-    from mscope.runtime.backends.tensorrt_library import ErrorLog
-
-    real = pytest.importorskip("tensorrt_rtx")
-    log = ErrorLog(real)
-    runtime = real.Runtime(log.logger)
-    log.take()
-    assert runtime.deserialize_cuda_engine(b"no engine") is None
-    said = log.take()
-    assert "Error" in said
-    assert "\n" not in said
-    assert log.take() == "it gave no reason"
 
 
 def test_io_binding_by_address() -> None:

@@ -100,7 +100,8 @@ def major(module: ModuleType) -> int:
 def network_flags(module: ModuleType) -> int:
     """Flags for create_network: STRONGLY_TYPED where the library knows the flag.
 
-    TensorRT 11 has no other networks and may lack the flag; TensorRT 10 would otherwise choose types on its own.
+    TensorRT 11 has no other networks, and keeps the flag for those who name it. TensorRT 10 would otherwise choose
+    types on its own.
 
     Raises:
         BackendError: TensorRT 10 without the flag, which no release is.

@@ -9,7 +9,7 @@ from typing import Any
 import onnx
 
 from mscope.core.contract import OP_DOMAIN, OP_SCAN
-from mscope.export.engine.flavour import network_flags
+from mscope.export.engine.flavour import major, network_flags
 from mscope.export.engine.request import EngineRequest, NetworkLayer
 from mscope.export.passes.mixers import load_split
 
@@ -76,9 +76,11 @@ def layers_of_network(network: Any) -> tuple[NetworkLayer, ...]:
 
 
 def strongly_typed(module: ModuleType, network: Any) -> bool:
-    """What the network says of itself; a library that knows no other kind has no flag for it."""
+    """What the network says of itself. TensorRT 11 makes no others; its headers say that the flag is ignored."""
     flag = getattr(module.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
-    return True if flag is None else bool(network.get_flag(flag))
+    if flag is None or (module.__name__ == "tensorrt" and major(module) >= 11):
+        return True
+    return bool(network.get_flag(flag))
 
 
 _TYPE_NAMES = {"FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16"}

@@ -159,7 +159,7 @@ class Bindings:
     def _cudaPointerGetAttributes(self, attributes: int, ptr: int | None) -> int:
         status, told = self._fake.cudaPointerGetAttributes(ptr or 0)
         written = _PointerAttributes.from_address(attributes)
-        written.type, written.device = int(told.type), told.device
+        written.type, written.device, written.devicePointer = int(told.type), told.device, told.devicePointer
         return int(status)
 
     def _cudaStreamBeginCaptureToGraph(

@@ -180,9 +180,10 @@ class _Below:
         module = self.module
         config = self._told("engine", "create_runtime_config", engine.create_runtime_config, self._new("config", None))
         kinds = module.DynamicShapesKernelSpecializationStrategy
-        self._told(
+        context = self._told(
             "engine", "create_context_with", lambda: engine.create_execution_context(config), self._new("context", None)
         )
+        self._told("context", "is_stream_capturable", lambda: context.is_stream_capturable(1))
         cache = self._told("config", "create_runtime_cache", config.create_runtime_cache, self._new("cache", None))
         strategy = module.ExecutionContextAllocationStrategy.USER_MANAGED
         for name, call in (
@@ -333,6 +334,11 @@ class _Below:
 
     def _context_execute_async_v3(self, context: Any, stream: int, *_: int) -> bool:
         return bool(context.execute_async_v3(stream))
+
+    def _context_is_stream_capturable(self, context: Any, stream: int, *_: int) -> bool:
+        # Where the stand-in plays TensorRT over TensorRT-RTX's bindings it is not asked.
+        asked = getattr(context, "is_stream_capturable", None)
+        return asked is None or bool(asked(stream))
 
     def _context_profiler(self, context: Any, profiler: int, *_: int) -> None:
         context.profiler = _Profiler(self.library, profiler, self._own_function)

@@ -15,7 +15,7 @@ import pytest
 import trt_library
 from mscope.core.console import run_app
 from mscope.core.errors import BackendError, InputError
-from mscope.plugins import build, build_cuda, build_trt, find, trt, trt_check
+from mscope.plugins import build, build_cuda, build_over_cuda, build_trt, find, trt, trt_check
 from mscope.plugins.trt_options import PluginBuild
 
 
@@ -71,14 +71,18 @@ def test_the_stamp_sees_every_ingredient(tmp_path: Path) -> None:
     root = tmp_path / "csrc"
     shutil.copytree(build.sources_dir(), root)
     nvcc = build.Compiler(("nvcc",), "13.0")
-    before = build_trt.identity(nvcc, root, None, ("87",))
-    assert build_trt.identity(nvcc, root, None, ("87",)) == before
-    seen = {before, build_trt.identity(nvcc, root, None, ("90",)), build_trt.identity(nvcc, root, tmp_path, ("87",))}
-    for name in ("trt/ops.h", "abi/tensorrt_minimal.h", "cuda/plan.h", "scan/math.h"):
+
+    def identity(only: str = "87", include: Path | None = None) -> str:
+        return build_trt.recipe(root, include).identity(nvcc, root, (only,))
+
+    before = identity()
+    assert identity() == before
+    seen = {before, identity("90"), identity(include=tmp_path)}
+    for name in ("trt/ops.h", "abi/tensorrt_minimal.h", "abi/ops.h", "cuda/plan.h", "scan/math.h"):
         with (root / name).open("a", encoding="utf-8") as file:
             file.write("// changed\n")
-        seen.add(build_trt.identity(nvcc, root, None, ("87",)))
-    assert len(seen) == 7
+        seen.add(identity())
+    assert len(seen) == 8
 
 
 def test_options_are_checked_before_anything_is_built(tmp_path: Path) -> None:
@@ -111,7 +115,7 @@ def test_an_older_nvcc_builds_for_what_it_knows(tmp_path: Path, monkeypatch: pyt
     def knows(*names: str) -> tuple[str, ...]:
         fake.write_text("#!/bin/sh\nprintf 'compute_%s\\n' " + " ".join(names) + "\n", encoding="utf-8")
         fake.chmod(0o755)
-        return build_trt.known_architectures(build.Compiler((str(fake),), ""))
+        return build_over_cuda.known_architectures(build.Compiler((str(fake),), ""))
 
     assert knows("50", "75", "80", "86", "87", "89", "90") == ("75", "80", "86", "87", "89", "90")
     assert knows("75", "80", "86", "87", "89", "90", "100", "120") == ()

@@ -85,7 +85,9 @@ struct OrtApi {
   void* unused_66[3];
   OrtStatusPtr(ORT_API_CALL* CreateCpuMemoryInfo)(OrtAllocatorType type, OrtMemType memory,
                                                   OrtMemoryInfo** out) noexcept;  // 69
-  void* unused_70[16];
+  void* unused_70[2];
+  OrtStatusPtr(ORT_API_CALL* MemoryInfoGetId)(const OrtMemoryInfo* memory, int* out) noexcept;  // 72
+  void* unused_73[13];
   OrtStatusPtr(ORT_API_CALL* KernelInfoGetAttribute_int64)(const OrtKernelInfo* info, const char* name,
                                                            int64_t* out) noexcept;  // 86
   void* unused_87[1];
@@ -105,7 +107,11 @@ struct OrtApi {
   void(ORT_API_CALL* ReleaseCustomOpDomain)(OrtCustomOpDomain* domain) noexcept;  // 101
   void* unused_102[30];
   void(ORT_API_CALL* ReleaseAllocator)(OrtAllocator* allocator) noexcept;  // 132
-  void* unused_133[97];
+  void* unused_133[60];
+  OrtStatusPtr(ORT_API_CALL* KernelContext_GetGPUComputeStream)(const OrtKernelContext* context,
+                                                                void** out) noexcept;  // 193
+  OrtStatusPtr(ORT_API_CALL* GetTensorMemoryInfo)(const OrtValue* value, const OrtMemoryInfo** out) noexcept;
+  void* unused_195[35];
   OrtStatusPtr(ORT_API_CALL* KernelInfo_GetInputCount)(const OrtKernelInfo* info, size_t* out) noexcept;  // 230
   void* unused_231[3];
   OrtStatusPtr(ORT_API_CALL* KernelInfo_GetInputTypeInfo)(const OrtKernelInfo* info, size_t index,

@@ -7,11 +7,12 @@
 
 #include <stdint.h>
 
+#include "abi/ops.h"
+
 namespace mscope {
 namespace inference {
 
-// How tensors marked T in the contract are stored. Arithmetic is float32 whatever it is.
-enum class Storage : int { f32, f16, bf16 };
+using mscope::Storage;
 
 // CausalConv1dSiLU. `packed`: per block of channels, the taps (taps, width) then the bias (width); see pack_conv.
 struct ConvDirection {

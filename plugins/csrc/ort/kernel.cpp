@@ -1,19 +1,8 @@
 #include "ort/kernel.h"
 
-#include <stdlib.h>
-
 namespace mscope {
 namespace ort {
 namespace {
-
-const inference::Kernels& chosen_kernels() {
-  const inference::Kernels* const kernels = inference::kernels();
-  if (kernels == nullptr) {
-    throw InvalidArgument(std::string("MSCOPE_ISA=") + getenv("MSCOPE_ISA") +
-                          " is no instruction set of this machine: unset it, or use scalar, neon, avx2 or avx512 as it has");
-  }
-  return *kernels;
-}
 
 std::string node_name(const OrtApi& api, const OrtKernelInfo* info, const char* op) {
   size_t size = 0;
@@ -67,28 +56,8 @@ Tensor tensor_of(const OrtApi& api, const OrtValue* value) {
   return tensor;
 }
 
-Scratch::~Scratch() {
-  for (int i = 0; i < count_; ++i) allocator_->Free(allocator_, blocks_[i]);
-  if (allocator_ != nullptr) api_.ReleaseAllocator(allocator_);
-}
-
-float* Scratch::allocate(int64_t floats) {
-  if (count_ == kMax) throw std::logic_error("mambascope: too many scratch blocks");
-  if (allocator_ == nullptr) {
-    OrtMemoryInfo* memory = nullptr;
-    check(api_, api_.CreateCpuMemoryInfo(OrtArenaAllocator, OrtMemTypeDefault, &memory));
-    OrtStatus* const status = api_.KernelContext_GetAllocator(context_, memory, &allocator_);
-    api_.ReleaseMemoryInfo(memory);
-    check(api_, status);
-  }
-  void* const block = allocator_->Alloc(allocator_, sizeof(float) * static_cast<size_t>(floats));
-  if (block == nullptr) throw std::bad_alloc();
-  blocks_[count_++] = block;
-  return static_cast<float*>(block);
-}
-
 Kernel::Kernel(const OrtApi& runtime, const OrtKernelInfo* info, const OpSpec& op, Storage stored)
-    : api(runtime), spec(op), storage(stored), kernels(chosen_kernels()), node(node_name(runtime, info, op.name)) {
+    : api(runtime), spec(op), storage(stored), node(node_name(runtime, info, op.name)) {
   counters().kernels.fetch_add(1, std::memory_order_relaxed);
 }
 
@@ -130,10 +99,12 @@ Tensor Kernel::constant(const OrtKernelInfo* info, size_t index) const {
   return is_constant != 0 ? tensor_of(api, value) : Tensor{};
 }
 
-int64_t Kernel::attribute(const OrtKernelInfo* info, const char* name, int64_t otherwise) const {
-  int64_t value = otherwise;
+bool Kernel::flag(const OrtKernelInfo* info, const char* name, bool otherwise) const {
+  int64_t value = 0;
   if (!succeeded(api, api.KernelInfoGetAttribute_int64(info, name, &value))) return otherwise;
-  return value;
+  if (value != 0 && value != 1)
+    throw InvalidArgument(node + ": attribute " + name + " is " + std::to_string(value) + ", expected 0 or 1");
+  return value == 1;
 }
 
 Tensor Kernel::input(OrtKernelContext* context, size_t index) const {
@@ -145,12 +116,14 @@ Tensor Kernel::input(OrtKernelContext* context, size_t index) const {
   return tensor_of(api, value);
 }
 
-void* Kernel::output(OrtKernelContext* context, size_t index, const int64_t* extents, size_t rank) const {
-  OrtValue* value = nullptr;
-  check(api, api.KernelContext_GetOutput(context, index, extents, rank, &value));
-  if (value == nullptr) return nullptr;
+void* Kernel::output(OrtKernelContext* context, size_t index, const int64_t* extents, size_t rank,
+                     OrtValue** value) const {
+  OrtValue* made = nullptr;
+  check(api, api.KernelContext_GetOutput(context, index, extents, rank, &made));
+  if (value != nullptr) *value = made;
+  if (made == nullptr) return nullptr;
   void* data = nullptr;
-  check(api, api.GetTensorMutableData(value, &data));
+  check(api, api.GetTensorMutableData(made, &data));
   return data;
 }
 

@@ -1,21 +1,19 @@
-// The frame of an op: its description, one OrtCustomOp for each storage type, and the base of its kernels.
+// The frame of an op, whatever runs it: its description, and the base of its kernels.
 #pragma once
 
 #include <stdint.h>
 
 #include <atomic>
-#include <memory>
-#include <new>
 #include <string>
 
 #include "abi/onnxruntime.h"
-#include "cpu/inference.h"
+#include "abi/ops.h"
 #include "ort/shapes.h"
 
 namespace mscope {
 namespace ort {
 
-using inference::Storage;
+constexpr int64_t bytes_of(Storage storage) { return storage == Storage::f32 ? 4 : 2; }
 
 // One input or output. `stored`: marked T in the contract, of the op's storage type; float32 otherwise.
 struct Port {
@@ -25,6 +23,11 @@ struct Port {
 };
 
 class Kernel;
+struct OpSpec;
+
+using Create = Kernel* (*)(const OrtApi&, const OrtKernelInfo*, const OpSpec&, Storage);
+// Sets the outputs' shapes while a graph is loaded.
+using Infer = void (*)(const OrtApi&, OrtShapeInferContext*);
 
 struct OpSpec {
   const char* name;
@@ -32,12 +35,17 @@ struct OpSpec {
   size_t input_count;
   const Port* outputs;
   size_t output_count;
-  Kernel* (*create)(const OrtApi&, const OrtKernelInfo*, const OpSpec&, Storage);
-  // Sets the outputs' shapes while a graph is loaded.
-  void (*infer)(const OrtApi&, OrtShapeInferContext*);
+  Create create;
+  Infer infer;
 };
 
-extern const OpSpec kConvOp, kScanOp, kBidirectionalScanOp, kMixerOp;
+// What a library has, and for which of ONNX Runtime's execution providers. Each library defines this once.
+struct Library {
+  const char* provider;
+  const OpSpec* const* ops;
+  size_t op_count;
+};
+extern const Library kLibrary;
 
 // How often kernels were created and run in this process: the proof that a session uses them (docs/kernels.md).
 struct Counters {
@@ -45,7 +53,7 @@ struct Counters {
 };
 Counters& counters();
 
-// A tensor at hand: null where an optional one is absent.
+// A tensor at hand: null where an optional one is absent. Its data lies where the provider keeps it.
 struct Tensor {
   const void* data = nullptr;
   Shape shape;
@@ -53,41 +61,6 @@ struct Tensor {
 };
 
 Tensor tensor_of(const OrtApi& api, const OrtValue* value);
-
-// Aligned memory that lives as long as a kernel, for packed parameters.
-class Buffer {
- public:
-  float* allocate(int64_t floats) {
-    memory_.reset(static_cast<float*>(::operator new(sizeof(float) * static_cast<size_t>(floats), kAlignment)));
-    return memory_.get();
-  }
-  const float* get() const { return memory_.get(); }
-
- private:
-  static constexpr std::align_val_t kAlignment{64};
-  struct Delete {
-    void operator()(float* p) const { ::operator delete(p, kAlignment); }
-  };
-  std::unique_ptr<float, Delete> memory_;
-};
-
-// Memory for one call, from the runtime's own allocator, which keeps and plans it.
-class Scratch {
- public:
-  Scratch(const OrtApi& api, OrtKernelContext* context) : api_(api), context_(context) {}
-  ~Scratch();
-  Scratch(const Scratch&) = delete;
-  Scratch& operator=(const Scratch&) = delete;
-  float* allocate(int64_t floats);
-
- private:
-  static constexpr int kMax = 4;
-  const OrtApi& api_;
-  OrtKernelContext* context_;
-  OrtAllocator* allocator_ = nullptr;
-  void* blocks_[kMax] = {};
-  int count_ = 0;
-};
 
 class Kernel {
  public:
@@ -102,33 +75,17 @@ class Kernel {
   Shape declared(const OrtKernelInfo* info, size_t index) const;
   bool present(const OrtKernelInfo* info, size_t index) const;
   Tensor constant(const OrtKernelInfo* info, size_t index) const;
-  int64_t attribute(const OrtKernelInfo* info, const char* name, int64_t otherwise) const;
+  // An attribute that is 0 or 1; throws where it is another number.
+  bool flag(const OrtKernelInfo* info, const char* name, bool otherwise) const;
 
   // While it runs.
   Tensor input(OrtKernelContext* context, size_t index) const;
-  void* output(OrtKernelContext* context, size_t index, const int64_t* extents, size_t rank) const;
-  // Runs body(problem, task) for every task on the session's threads.
-  template <class Problem>
-  void parallel(OrtKernelContext* context, const Problem& problem, int64_t tasks,
-                void (*body)(const Problem&, int64_t)) const {
-    struct Job {
-      const Problem& problem;
-      void (*body)(const Problem&, int64_t);
-    } job{problem, body};
-    if (tasks == 1) return body(problem, 0);
-    if (tasks <= 0) return;
-    check(api, api.KernelContext_ParallelFor(
-                   context,
-                   [](void* data, size_t task) {
-                     const Job& all = *static_cast<const Job*>(data);
-                     all.body(all.problem, static_cast<int64_t>(task));
-                   },
-                   static_cast<size_t>(tasks), 0, &job));
-  }
+  // null, and a null pointer in `value`, where the output is not wanted.
+  void* output(OrtKernelContext* context, size_t index, const int64_t* extents, size_t rank,
+               OrtValue** value = nullptr) const;
 
   const OpSpec& spec;
   const Storage storage;
-  const inference::Kernels& kernels;
   std::string node;  // "SelectiveScan 'name'", for messages
 };
 

@@ -1,4 +1,5 @@
-// The library's entry points: RegisterCustomOps for ONNX Runtime, and mscope_ort_* for this project's Python side.
+// The entry points of a library of ops: RegisterCustomOps for ONNX Runtime, and mscope_ort_* for this project's Python
+// side. Linked once into the library for the CPU and once into the one for CUDA (kLibrary says which it is).
 
 #include <stdint.h>
 
@@ -7,7 +8,6 @@
 #include <string>
 
 #include "abi/onnxruntime.h"
-#include "cpu/inference.h"
 #include "ort/kernel.h"
 #include "ort/status.h"
 
@@ -52,7 +52,7 @@ void describe(CustomOp& op, const OpSpec& spec, Storage storage) {
   op.storage = storage;
   op.version = MSCOPE_ORT_API_VERSION;
   op.GetName = [](const OrtCustomOp* o) { return self(o).spec->name; };
-  op.GetExecutionProviderType = [](const OrtCustomOp*) -> const char* { return "CPUExecutionProvider"; };
+  op.GetExecutionProviderType = [](const OrtCustomOp*) -> const char* { return kLibrary.provider; };
   op.GetInputTypeCount = [](const OrtCustomOp* o) { return self(o).spec->input_count; };
   op.GetInputType = [](const OrtCustomOp* o, size_t i) { return type_of(self(o), self(o).spec->inputs[i]); };
   op.GetOutputTypeCount = [](const OrtCustomOp* o) { return self(o).spec->output_count; };
@@ -91,10 +91,10 @@ OrtCustomOpDomain* domain_of(const OrtApi& api) {
   the_api = &api;
   OrtCustomOpDomain* made = nullptr;
   check(api, api.CreateCustomOpDomain(kDomain, &made));
-  for (const OpSpec* spec : {&kConvOp, &kScanOp, &kBidirectionalScanOp, &kMixerOp}) {
+  for (size_t i = 0; i < kLibrary.op_count; ++i) {
     for (Storage storage : {Storage::f32, Storage::f16, Storage::bf16}) {
       CustomOp* const op = new CustomOp();
-      describe(*op, *spec, storage);
+      describe(*op, *kLibrary.ops[i], storage);
       check(api, api.CustomOpDomain_Add(made, op));
     }
   }
@@ -125,15 +125,6 @@ MSCOPE_EXPORT OrtStatus* ORT_API_CALL RegisterCustomOps(OrtSessionOptions* optio
 // Kernels created so far in this process, and runs of them. A session that creates none does not use this library.
 MSCOPE_EXPORT uint64_t mscope_ort_kernels() noexcept { return mscope::ort::counters().kernels.load(); }
 MSCOPE_EXPORT uint64_t mscope_ort_calls() noexcept { return mscope::ort::counters().calls.load(); }
-
-// The instruction set that kernels created from now on use; "" where MSCOPE_ISA names one that is not here.
-MSCOPE_EXPORT const char* mscope_ort_isa() noexcept {
-  const mscope::inference::Kernels* const kernels = mscope::inference::kernels();
-  return kernels != nullptr ? kernels->isa : "";
-}
-
-// Forces it ("scalar", "neon", "avx2", "avx512"; "" or null: the best again). 0, or -1 where it is not here.
-MSCOPE_EXPORT int mscope_ort_force_isa(const char* name) noexcept { return mscope::inference::force_isa(name) ? 0 : -1; }
 
 // Which header the library was compiled with: "minimal" (this project's) or "official".
 MSCOPE_EXPORT const char* mscope_ort_header() noexcept { return MSCOPE_ORT_HEADER; }

@@ -6,6 +6,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "abi/ops.h"
+
 namespace mscope::trt {
 
 // The version that TensorRT's ONNX parser looks for where a node does not name one. It stays as it is when the contract
@@ -105,7 +107,7 @@ struct Op {
 };
 constexpr int kMaxInputs = 11, kMaxOutputs = 1, kMaxAttributes = 2;
 
-constexpr Tensor kConvInputs[] = {
+constexpr Tensor kConvTensors[] = {
     {"xz", "B L C+"},
     {"weight", "C W"},
     {"bias", "C"},
@@ -113,9 +115,8 @@ constexpr Tensor kConvInputs[] = {
     {"bias_b", "C", Kind::storage, true},
 };
 constexpr Tensor kConvOutputs[] = {{"x", "K BL C"}};
-enum ConvInput { kConvXz, kConvWeight, kConvBias, kConvWeightB, kConvBiasB };
 
-constexpr Tensor kScanInputs[] = {
+constexpr Tensor kScanTensors[] = {
     {"x", "B L C"},
     {"delta", "B L C"},
     {"A", "C N", Kind::float32},
@@ -126,11 +127,10 @@ constexpr Tensor kScanInputs[] = {
     {"delta_bias", "C", Kind::float32, true},
 };
 constexpr Tensor kScanOutputs[] = {{"y", "B L C"}};
-enum ScanInput { kScanX, kScanDelta, kScanA, kScanB, kScanC, kScanD, kScanZ, kScanDeltaBias };
 constexpr Attribute kScanAttributes[] = {{"reverse", 0, 0, 1}, {"delta_softplus", 1, 0, 1}};
 enum ScanAttribute { kScanReverse, kScanSoftplus };
 
-constexpr Tensor kBidirectionalInputs[] = {
+constexpr Tensor kBidirectionalTensors[] = {
     {"xz", "B L 2C"},
     {"x", "2 BL C"},
     {"dbc", "2 BL R+2N"},
@@ -143,9 +143,6 @@ constexpr Tensor kBidirectionalInputs[] = {
     {"A_b", "C N", Kind::float32},
     {"D_b", "C", Kind::float32},
 };
-// The second direction's parameters follow the first one's.
-enum BidirectionalInput { kBidirectionalXz, kBidirectionalX, kBidirectionalDbc, kBidirectionalParameters };
-enum BidirectionalParameter { kDtWeight, kDtBias, kDecay, kSkip, kParametersADirection };
 
 template <size_t INPUTS, size_t OUTPUTS>
 constexpr Op op(OpKind kind, const char* name, const Tensor (&inputs)[INPUTS], const Tensor (&outputs)[OUTPUTS],
@@ -155,10 +152,13 @@ constexpr Op op(OpKind kind, const char* name, const Tensor (&inputs)[INPUTS], c
           attribute_count};
 }
 
+static_assert(sizeof kConvTensors / sizeof(Tensor) == kConvInputs && sizeof kScanTensors / sizeof(Tensor) == kScanInputs &&
+              sizeof kBidirectionalTensors / sizeof(Tensor) == kBidirectionalInputs);
+
 constexpr Op kOps[] = {
-    op(OpKind::conv, "CausalConv1dSiLU", kConvInputs, kConvOutputs),
-    op(OpKind::scan, "SelectiveScan", kScanInputs, kScanOutputs, kScanAttributes, 2),
-    op(OpKind::bidirectional, "BidirectionalSelectiveScan", kBidirectionalInputs, kScanOutputs),
+    op(OpKind::conv, "CausalConv1dSiLU", kConvTensors, kConvOutputs),
+    op(OpKind::scan, "SelectiveScan", kScanTensors, kScanOutputs, kScanAttributes, 2),
+    op(OpKind::bidirectional, "BidirectionalSelectiveScan", kBidirectionalTensors, kScanOutputs),
 };
 
 }  // namespace mscope::trt

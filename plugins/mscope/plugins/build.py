@@ -43,7 +43,7 @@ JOBS = 2
 # Sources of each library, as patterns below the source folder.
 LIBRARIES: dict[str, tuple[str, ...]] = {
     "train": ("abi/version.cpp", "cpu/training*.cpp"),
-    "ort": ("abi/version.cpp", "ort/*.cpp", "cpu/inference*.cpp"),
+    "ort": ("abi/version.cpp", "ort/*.cpp", "ort/cpu/*.cpp", "cpu/inference*.cpp"),
 }
 
 # What the libraries export, all else being local: ours, and the entry point that ONNX Runtime looks for. (Hidden

@@ -1,5 +1,7 @@
 """Compiles the CUDA kernels with nvcc: `python -m mscope.plugins.build_cuda`. Never required; no install does it.
 
+The command also makes the ops for ONNX Runtime's CUDA provider over them (build_ort_cuda.py).
+
 One library serves every GPU from Turing on: machine code for the architectures in ARCHITECTURES, and PTX, which the
 driver compiles on first use, for what lies between and after them. MSCOPE_CUDA_ARCHS="90" builds for that one only, to
 save time while developing.
@@ -132,7 +134,7 @@ def build_cuda(output: Path | None = None, *, force: bool = False, only: Sequenc
 
 
 def archive_path(library: Path) -> Path:
-    """The library's objects, for the TensorRT plugin to be linked with."""
+    """The library's objects, for what is linked with them (build_over_cuda.py)."""
     return library.with_suffix(".a")
 
 
@@ -202,10 +204,13 @@ def _stamp_path(library: Path) -> Path:
 
 
 def main() -> int:
-    """Builds the library and prints its path. Returns the exit status."""
+    """Builds the library, and that of the ops for ONNX Runtime over it; prints their paths. Returns the exit status."""
+    from mscope.plugins.build_ort_cuda import build_ort_cuda
+
     logging.basicConfig(format="%(message)s")
     try:
         print(build_cuda())
+        print(build_ort_cuda())
     except BuildError as error:
         print(error, file=sys.stderr)
         return 1

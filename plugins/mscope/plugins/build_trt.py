@@ -6,32 +6,21 @@ file serves TensorRT 10, 11 and TensorRT-RTX, whichever headers it was compiled 
 
 from __future__ import annotations
 
-import hashlib
-import json
-import logging
 import os
-import subprocess
 import tempfile
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from mscope.plugins import build, build_cuda
 from mscope.plugins.build import BuildError
+from mscope.plugins.build_over_cuda import Recipe, build_kernels, known_architectures, run_nvcc
 from mscope.plugins.trt_options import PluginBuild
-
-log = logging.getLogger(__name__)
 
 NAME = "trt"
 #: Environment variable: a folder with NvInferRuntime.h, to compile with instead of this project's slice of it.
 TENSORRT_INCLUDE_DIR = "TensorRT_INCLUDE_DIR"
 
-FLAGS = ("-O2", "-std=c++17", "-DMSCOPE_CUDA_BUILD", "-cudart", "static")
-HOST_FLAGS = "-fPIC,-fvisibility=hidden,-fvisibility-inlines-hidden,-Wall,-Wextra"
 #: TensorRT-RTX's library, and the name by which its ONNX parser opens it when it meets a plugin.
 RTX_LIBRARY, RTX_OPENED_AS = "libtensorrt_rtx.so.1", "libtensorrt_rtx.so"
-# The C++ runtime goes inside, hidden: TensorRT, torch and the system may each have another one in the process.
-LINK_FLAGS = ("-static-libstdc++", "-static-libgcc")
 
 
 def sources(root: Path) -> list[Path]:
@@ -70,16 +59,11 @@ def rtx_name_path(library: Path) -> Path:
     return library.parent / "rtx" / RTX_OPENED_AS
 
 
-def identity(nvcc: build.Compiler, root: Path, include: Path | None, only: Sequence[str]) -> str:
-    """A hash of all that the library is made from."""
-    digest = hashlib.sha256(build_cuda.identity(nvcc, root, only).encode())
-    files = sorted([*(root / "trt").iterdir(), *(root / "abi").glob("tensorrt*")])
-    files += sorted(include.glob("Nv*.h")) if include else []
-    for path in files:
-        data = path.read_bytes()
-        digest.update(f"{path.name} {len(data)}\n".encode() + data)
-    digest.update(json.dumps([FLAGS, HOST_FLAGS, LINK_FLAGS, bool(include)]).encode())
-    return digest.hexdigest()
+def recipe(root: Path, include: Path | None) -> Recipe:
+    """What the library is made of, against the headers of `include` or the minimal one."""
+    headers = [*(root / "trt").glob("*.h"), root / "abi" / "ops.h", *(root / "abi").glob("tensorrt*")]
+    headers += include.glob("Nv*.h") if include else []
+    return Recipe(tuple(sources(root)), tuple(headers), root / "trt" / "exports.map", tuple(header_flags(include)))
 
 
 def build_trt(options: PluginBuild | None = None) -> Path:
@@ -94,14 +78,15 @@ def build_trt(options: PluginBuild | None = None) -> Path:
     root, nvcc, headers = build.sources_dir(), build_cuda.find_nvcc(), include_dir(options.include)
     output, only = options.output or build.OUTPUT, options.only or known_architectures(nvcc)
     library = build.library_path(NAME, output)
-    stamp, expected = library.with_name(library.name + ".stamp"), identity(nvcc, root, headers, only)
+    parts = recipe(root, headers)
+    stamp, expected = library.with_name(library.name + ".stamp"), parts.identity(nvcc, root, only)
     built = library.is_file() and rtx_name_path(library).is_file() and stamp.is_file()
     if not options.force and built and stamp.read_text(encoding="utf-8") == expected:
         return library
-    kernels = build_cuda.build_cuda(output / f"cuda-{'-'.join(only)}" if only else output, only=only)
+    kernels = build_kernels(output, only)
     try:
         with tempfile.TemporaryDirectory(prefix=".build-", dir=output) as scratch:
-            linked = _compile_and_link(nvcc, root, headers, build_cuda.archive_path(kernels), Path(scratch))
+            linked = parts.link(nvcc, root, kernels, Path(scratch))
             name = _link_rtx_name(nvcc, Path(scratch))
             fresh = Path(scratch) / "stamp"
             fresh.write_text(expected, encoding="utf-8")
@@ -114,39 +99,9 @@ def build_trt(options: PluginBuild | None = None) -> Path:
     return library
 
 
-def known_architectures(nvcc: build.Compiler) -> tuple[str, ...]:
-    """Those of build_cuda.ARCHITECTURES that this nvcc compiles for; () where it knows all, and PTX comes with them.
-
-    CUDA 12.6, which JetPack 6.2 has, does not know compute capability 12.0.
-    """
-    if os.environ.get(build_cuda.ARCHS):
-        return ()  # chosen by hand
-    result = subprocess.run([*nvcc.command, "--list-gpu-arch"], capture_output=True, text=True, check=False)
-    listed = {line.strip().removeprefix("compute_") for line in result.stdout.splitlines()}
-    known = tuple(name for name in build_cuda.ARCHITECTURES if name in listed)
-    if not known or known == build_cuda.ARCHITECTURES:
-        return ()
-    missing = ", ".join(name for name in build_cuda.ARCHITECTURES if name not in listed)
-    log.warning("this nvcc does not know the architectures %s: the library is built without them", missing)
-    return known
-
-
 def header_flags(include: Path | None) -> list[str]:
     """The compiler's options that choose the header."""
     return ["-isystem", str(include)] if include else ["-DMSCOPE_TENSORRT_MINIMAL"]
-
-
-def _compile_and_link(nvcc: build.Compiler, root: Path, include: Path | None, kernels: Path, scratch: Path) -> Path:
-    common = [*nvcc.command, *FLAGS, "-Xcompiler", HOST_FLAGS, f"-I{root}", *header_flags(include)]
-    jobs = [(scratch / f"{source.stem}.o", source) for source in sources(root)]
-    with ThreadPoolExecutor(min(len(jobs), os.cpu_count() or 1)) as pool:
-        list(pool.map(lambda job: _run([*common, "-c", str(job[1]), "-o", str(job[0])]), jobs))
-    linked = scratch / f"linked{build.SUFFIX}"
-    exports = f"--version-script={root / 'trt' / 'exports.map'}"
-    link = [*nvcc.command, "-shared", "-cudart", "static", "-Xlinker", exports, "-Xlinker", "--no-undefined"]
-    link += ["-Xcompiler", ",".join(LINK_FLAGS), *(str(target) for target, _ in jobs), str(kernels), "-o", str(linked)]
-    _run(link)
-    return linked
 
 
 def _link_rtx_name(nvcc: build.Compiler, scratch: Path) -> Path:
@@ -157,18 +112,8 @@ def _link_rtx_name(nvcc: build.Compiler, scratch: Path) -> Path:
     target = folder / RTX_OPENED_AS
     empty = [*nvcc.command, "-shared", "-cudart", "none", "-Xcompiler", "-fPIC,-nostdlib", str(folder / "empty.cpp")]
     stand_in = folder / "stand_in.so"
-    _run([*empty, "-Xlinker", f"-soname={RTX_LIBRARY}", "-o", str(stand_in)])
+    run_nvcc([*empty, "-Xlinker", f"-soname={RTX_LIBRARY}", "-o", str(stand_in)])
     # All by -Xlinker: nvcc puts its other inputs in front of these, where the linker still drops what is not needed.
     options = ("--no-as-needed", str(stand_in), f"-soname={RTX_OPENED_AS}")
-    _run([*empty, *(part for option in options for part in ("-Xlinker", option)), "-o", str(target)])
+    run_nvcc([*empty, *(part for option in options for part in ("-Xlinker", option)), "-o", str(target)])
     return target
-
-
-def _run(command: Sequence[str]) -> None:
-    result = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
-    said = (result.stdout + result.stderr).strip()
-    if result.returncode != 0:
-        last = "\n".join(said.splitlines()[-20:])
-        raise BuildError(f"nvcc failed ({result.returncode}): {' '.join(command)}\n{last}")
-    if said:
-        log.warning("%s", said)

@@ -13,8 +13,8 @@ from mscope.plugins import build
 
 #: Environment variable: the only folder to look in, instead of the package's own.
 PLUGIN_DIR = "MSCOPE_PLUGIN_DIR"
-#: The libraries of build_cuda.py and build_trt.py, which no install builds.
-CUDA, TRT = "cuda", "trt"
+#: The libraries of build_cuda.py (two) and build_trt.py, which no install builds.
+CUDA, ORT_CUDA, TRT = "cuda", "ort_cuda", "trt"
 
 
 def library(name: str) -> Path | None:
@@ -47,18 +47,18 @@ def why_missing(name: str) -> str:
         return _refusal(path, path.stat().st_mtime_ns) or ""
     if os.environ.get(PLUGIN_DIR):
         return f"{PLUGIN_DIR} is set and {path} does not exist: unset it, or build the library into that folder"
-    needed = "nvcc" if name in (CUDA, TRT) else "a C++ compiler"
+    needed = "nvcc" if name in (CUDA, ORT_CUDA, TRT) else "a C++ compiler"
     return f"the native library {path} is not built: install {needed} and run '{_builder(name)}'"
 
 
 def _builder(name: str) -> str:
     if name == TRT:
         return "mscope-export plugins build"
-    return f"python -m mscope.plugins.{'build_cuda' if name == CUDA else 'build'}"
+    return f"python -m mscope.plugins.{'build_cuda' if name in (CUDA, ORT_CUDA) else 'build'}"
 
 
 def _expected(name: str) -> Path:
-    if name not in (*build.LIBRARIES, CUDA, TRT):
+    if name not in (*build.LIBRARIES, CUDA, ORT_CUDA, TRT):
         raise ValueError(f"unknown native library {name!r}: one of {', '.join(build.LIBRARIES)}")
     folder = os.environ.get(PLUGIN_DIR)
     return build.library_path(name, Path(folder) if folder else build.OUTPUT)

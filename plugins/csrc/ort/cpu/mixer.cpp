@@ -1,7 +1,8 @@
-// VimMixer for ONNX Runtime: convolution, x_proj and scan as two rounds of tasks instead of four nodes.
+// VimMixer for ONNX Runtime on the CPU: convolution, x_proj and scan as two rounds of tasks instead of four nodes.
 
+#include "ort/contract.h"
+#include "ort/cpu/kernel.h"
 #include "ort/infer.h"
-#include "ort/kernel.h"
 
 namespace mscope {
 namespace ort {
@@ -22,18 +23,16 @@ constexpr Port kInputPorts[kInputs] = {
     {"dt_weight_b", true, false},  {"dt_bias_b", false, false}, {"A_b", false, false}, {"D_b", false, false}};
 constexpr Port kOutputPorts[] = {{"y", true, false}};
 
-constexpr int64_t kMinTaps = 2, kMaxTaps = 4;
-
 // Sizes of one problem, from the shapes of its parameters.
 struct Sizes {
   int64_t channels, taps, states, rank;
   int64_t columns() const { return rank + 2 * states; }
 };
 
-class MixerKernel final : public Kernel {
+class MixerKernel final : public CpuKernel {
  public:
   MixerKernel(const OrtApi& runtime, const OrtKernelInfo* info, const OpSpec& op, Storage stored)
-      : Kernel(runtime, info, op, stored) {
+      : CpuKernel(runtime, info, op, stored) {
     Shape shapes[kInputs];
     for (size_t i = 0; i < kInputs; ++i) shapes[i] = declared(info, i);
     validate(shapes);
@@ -75,7 +74,7 @@ class MixerKernel final : public Kernel {
     const int64_t columns = inference::padded_columns(kernels.width, sizes.columns());
     float* const x = scratch.allocate(2 * rows * (C + columns));
     float* const dbc = x + 2 * rows * C;
-    const int64_t element = storage == Storage::f32 ? 4 : 2;
+    const int64_t element = bytes_of(storage);
 
     ProjectProblem project{};
     project.conv.storage = storage;
@@ -162,7 +161,7 @@ class MixerKernel final : public Kernel {
     return {conv, conv + conv_floats(s), conv + conv_floats(s) + x_proj_floats(s)};
   }
   void pack(const Tensor* in, const Sizes& s, float* packed) const {
-    const int64_t element = storage == Storage::f32 ? 4 : 2;
+    const int64_t element = bytes_of(storage);
     for (size_t i = 0; i < 2; ++i) {
       const Packed at = part(packed, s, i);
       const Tensor *const conv = in + kConv + i * kTaps, *const scan = in + kScan + i * kParameters;

@@ -1,0 +1,53 @@
+// The kernels' C interface (cuda/api.h) over the host run: what tests link a plugin or an op library with in place of
+// libmscope_cuda. Not in what is shipped.
+#include <string>
+
+#include "cuda/api.h"
+
+#define EXPORT extern "C" __attribute__((visibility("default")))
+
+extern "C" {
+int host_scan(const MscopeScanParams* p, int dtype, const MscopeMachine* machine, int order);
+int host_conv(const MscopeConvParams* p, int dtype, int order);
+int host_plan(const MscopeScanParams* p, int dtype, const MscopeMachine* machine, int64_t* numbers);
+}
+
+namespace {
+
+constexpr int kPlanNumbers = 13;
+MscopeMachine machine = {132, 228 << 10, 227 << 10};
+int expected_device = 0;
+void* expected_stream = nullptr;
+
+bool as_expected(int device, void* stream) { return device == expected_device && stream == expected_stream; }
+
+}  // namespace
+
+EXPORT void host_set_machine(const MscopeMachine* chosen) { machine = *chosen; }
+
+// Every launch must be for this device and stream; any other is refused.
+EXPORT void host_expect(int device, void* stream) { expected_device = device, expected_stream = stream; }
+
+const char* mscope_cuda_targets(void) { return "host"; }
+
+int mscope_cuda_scan_workspace(const MscopeScanParams* p, int dtype, int device, int64_t* bytes) {
+  if (device != expected_device) return MSCOPE_BAD_POINTER;
+  int64_t numbers[kPlanNumbers] = {};
+  const int status = host_plan(p, dtype, &machine, numbers);
+  *bytes = p->batch > 0 ? numbers[kPlanNumbers - 1] : 0;
+  return status;
+}
+
+int mscope_cuda_scan(const MscopeScanParams* p, int dtype, int device, void* stream) {
+  return as_expected(device, stream) ? host_scan(p, dtype, &machine, 0) : static_cast<int>(MSCOPE_BAD_POINTER);
+}
+
+int mscope_cuda_conv_silu(const MscopeConvParams* p, int dtype, int device, void* stream) {
+  return as_expected(device, stream) ? host_conv(p, dtype, 0) : static_cast<int>(MSCOPE_BAD_POINTER);
+}
+
+const char* mscope_cuda_message(int status) {
+  static thread_local std::string text;
+  text = "status " + std::to_string(status);
+  return text.c_str();
+}

@@ -6,7 +6,8 @@ Two ways, each in its own table:
 
     torch     the networks with the project's CUDA kernels, each stage one CUDA graph, device clock (events around a
               replay); beside DeiT of the same size under torch.compile, as one CUDA graph too
-    engines   for every --bundle: its TensorRT engines through the runtime, host clock from the call to the end, tensors
+    engines   for every --bundle: its TensorRT engines through the runtime (with --backend ort-cuda its ONNX graphs,
+              by the native ops and by the function bodies), host clock from the call to the end, tensors
               on the device; the whole cascade through Scope.run, tensors on the host (run_exit, run_refined), and at
               batch 1 the same with --decide device (..._decided); 1080p frames from the decoded picture to the answer,
               scaled on the host (frame) and with --preprocess device (frame_scaled)
@@ -36,6 +37,9 @@ FRAME = (1080, 1920)
 # What stays float32 in a float16 network (the contract of the ops, docs/ops.md).
 FLOAT32 = ("A_log", "A_b_log", "D", "D_b", "dt_proj.bias", "dt_proj_b.bias")
 DEIT = {"ti": (192, 3), "s": (384, 6), "b": (768, 12)}
+
+# Of a backend that has more than what an engine was built with.
+KERNELS = {"ort-cuda": ("native", "function")}
 
 Call = Callable[[], Any]
 
@@ -174,7 +178,7 @@ def torch_line(size: str, batch: int, dtype: Any, rounds: int, notes: list[str])
 
 
 def with_device_work(
-    stack: ExitStack, folder: Path, backend: str, *, adaptive: bool
+    stack: ExitStack, folder: Path, backend: str, kernel: str, *, adaptive: bool
 ) -> tuple[dict[str, Any], list[str]]:
     """Scopes on which the device decides and scales, as far as they are to be had; and why the others are not."""
     from mscope.core.errors import MscopeError
@@ -183,7 +187,8 @@ def with_device_work(
     scopes, notes = {}, []
     for name in ("decide", "preprocess") if adaptive else ("preprocess",):
         try:
-            scopes[name] = stack.enter_context(Scope.load(folder, backend=backend, **{name: "device"}))  # type: ignore[arg-type]
+            given: dict[str, Any] = {"backend": backend, "kernel": kernel, name: "device"}
+            scopes[name] = stack.enter_context(Scope.load(folder, **given))
         except MscopeError as error:
             notes.append(f"{folder.name}: {error}")
     return scopes, notes
@@ -203,8 +208,10 @@ def frames(scope: Any, batch: int) -> Call:
     return once
 
 
-def engine_lines(folder: Path, backend: str, batches: list[int], rounds: int) -> list[dict[str, Any]]:
-    """The engines of a bundle, each stage alone and the cascade whole."""
+def engine_lines(
+    folder: Path, backend: str, batches: list[int], rounds: int, kernel: str = "auto"
+) -> list[dict[str, Any]]:
+    """The engines or graphs of a bundle, each stage alone and the cascade whole."""
     from mscope.runtime import Scope
     from mscope.runtime.backends.device_runner import DeviceRunner
     from mscope.runtime.device.cuda import Memory
@@ -213,12 +220,12 @@ def engine_lines(folder: Path, backend: str, batches: list[int], rounds: int) ->
 
     lines = []
     with ExitStack() as stack:
-        scope = stack.enter_context(Scope.load(folder, backend=backend))
+        scope = stack.enter_context(Scope.load(folder, backend=backend, kernel=kernel))  # type: ignore[arg-type]
         runners = {stage: runner for stage, runner in scope._runners.items() if isinstance(runner, DeviceRunner)}
         if not runners:
             raise SystemExit(f"{folder}: backend {backend} runs on the host: nothing to measure")
         device = next(iter(runners.values())).device
-        others, notes = with_device_work(stack, folder, backend, adaptive=scope.config.arch != "vim")
+        others, notes = with_device_work(stack, folder, backend, kernel, adaptive=scope.config.arch != "vim")
         for batch in batches:
             if batch > min(runner.largest for runner in runners.values()):
                 print(f"{folder}: its engines take no batch of {batch}", file=sys.stderr)
@@ -279,7 +286,8 @@ def shown(line: dict[str, Any]) -> str:
                if isinstance(value, dict)]  # fmt: skip
     rate = line.get("break_even_exit_rate")
     tail = "" if rate is None else f"  pays from {max(rate, 0.0):.0%} exits"
-    return f"{line['way']} {line.get('size') or line.get('bundle')} B {line['batch']:3d}  {'  '.join(columns)}{tail}"
+    what = line.get("size") or f"{line['bundle']} {line['kernel']}"
+    return f"{line['way']} {what} B {line['batch']:3d}  {'  '.join(columns)}{tail}"
 
 
 def absent_backends() -> list[str]:
@@ -332,6 +340,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
     from gpu_report import heading, save
 
+    from mscope.core.errors import MscopeError
     from mscope.plugins import cuda
 
     if reason := cuda.why_missing():
@@ -348,10 +357,19 @@ def main(arguments: list[str] | None = None) -> int:
             save(report, options.out)
             torch.cuda.empty_cache()
     for folder in options.bundle:
-        for line in engine_lines(folder, options.backend, options.batches, options.rounds):
-            lines.append(line)
-            print(shown(line), flush=True)
-            save(report, options.out)
+        kernels = KERNELS.get(options.backend, ("auto",))
+        for kernel in kernels:
+            try:
+                timed = engine_lines(folder, options.backend, options.batches, options.rounds, kernel)
+            except MscopeError as error:
+                if len(kernels) == 1:
+                    raise
+                notes.append(f"{folder.name} by {options.backend} with kernel {kernel}: {error}")
+                continue
+            for line in timed:
+                lines.append(line)
+                print(shown(line), flush=True)
+                save(report, options.out)
     for note in notes:
         print(f"note: {note}")
     print(options.out)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import dataclasses
 import importlib.machinery
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -18,7 +19,8 @@ import fakes
 from fake_cuda import FakeCuda, Misuse
 from fake_tensorrt import FakeTensorRT, run_rows
 from mscope.core.contract import Graph
-from mscope.runtime.backends import tensorrt_library
+from mscope.runtime.backends import ort_cuda, registry, tensorrt_library
+from mscope.runtime.backends.availability import Availability
 from mscope.runtime.backends.base import Array, Arrays, Declared, Runner
 from mscope.runtime.device import driver
 
@@ -114,6 +116,17 @@ def set_driver(monkeypatch: pytest.MonkeyPatch, library: FakeDriver | None) -> N
     monkeypatch.setattr(driver, "find_gpu", functools.cache(driver.find_gpu.__wrapped__))
     for user in ("engine_match", "tensorrt_library", "ort_cuda"):
         monkeypatch.setattr(f"mscope.runtime.backends.{user}.find_gpu", driver.find_gpu)
+
+
+def put_ort_cuda_on_the_cpu(monkeypatch: pytest.MonkeyPatch, largest: int) -> None:
+    """The backend ort-cuda with ONNX Runtime's CPU provider in CUDA's place, over a FakeCuda of host addresses."""
+    monkeypatch.setattr(ort_cuda, "_PROVIDER", "CPUExecutionProvider")
+    monkeypatch.setattr(ort_cuda, "_MEMORY", "cpu")
+    monkeypatch.setattr(ort_cuda, "_options_of", lambda device, version: {})
+    monkeypatch.setattr(ort_cuda, "_LARGEST", largest)
+    there = Availability("ort-cuda", "onnxruntime-gpu", "", "", None)
+    entry = dataclasses.replace(registry.BACKENDS["ort-cuda"], probe=lambda: there)
+    monkeypatch.setitem(registry.BACKENDS, "ort-cuda", entry)
 
 
 class StreamLibrary(cuda_host.HostLibrary):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -99,12 +100,15 @@ def model_of(
     return helper.make_model(graph, opset_imports=opsets, ir_version=9)
 
 
-def session_of(model: onnx.ModelProto, *, library: bool = True, threads: int = 2) -> onnxruntime.InferenceSession:
+def session_of(
+    model: onnx.ModelProto, *, library: bool | Path = True, threads: int = 2
+) -> onnxruntime.InferenceSession:
+    """On the CPU provider; with the library of its native ops, another one, or none."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 4
     if library:
-        options.register_custom_ops_library(str(LIBRARY))
+        options.register_custom_ops_library(str(LIBRARY if library is True else library))
     return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 

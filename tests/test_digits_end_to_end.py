@@ -8,13 +8,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import cuda_host
+import fake_gpu
 import fakes
+import ort_cuda_host
+from fake_cuda import FakeCuda
 from mscope.core.bundle import load_manifest
 from mscope.core.errors import BackendError
 from mscope.export.build import build_bundle
 from mscope.export.options import BuildOptions, config_from_options
 from mscope.model.training.digits import write_samples
-from mscope.plugins import find
+from mscope.plugins import find, ort
 from mscope.runtime import Scope
 
 ROOT = Path(__file__).parents[1]
@@ -24,7 +28,7 @@ needs_native = pytest.mark.skipif(find.library("ort") is None, reason=f"no nativ
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("digits") / "bundle"
-    build_bundle(BuildOptions(config=config_from_options("digits"), out=folder))
+    build_bundle(BuildOptions(config=config_from_options("digits"), out=folder, precisions=("fp16",)))
     return folder
 
 
@@ -75,6 +79,43 @@ def test_native_kernels_and_function_bodies_agree(bundle: Path, pictures: list[P
     np.testing.assert_array_equal(native.selected, function.selected)
     # float32 differs from float64 by about 1e-5 in the logits, in any correct order of operations.
     np.testing.assert_allclose(native.logits, function.logits, rtol=0, atol=1e-4)
+
+
+@needs_native
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_the_ops_for_cuda_give_the_answers_of_those_for_the_cpu(
+    bundle: Path, pictures: list[Path], precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The backend ort-cuda with its native ops, compiled for the host and on ONNX Runtime's CPU provider: each block's
+    mixer is taken apart, and both of its ops are the library's."""
+    if cuda_host.compiler() is None:
+        pytest.skip("no C++ compiler on this machine")
+    with Scope.load(bundle, kernel="native", precision=precision) as scope:
+        depth = scope.config.depth
+        tensor = scope.stack([scope.preprocess(path) for path in pictures])
+        stages = scope.run(tensor, eta=0.9).stages
+        # Two that exit and two that go on: the host runs a kernel thread by thread.
+        some = sorted(
+            [*np.flatnonzero([s == "coarse" for s in stages])[:2], stages.index("fine"), stages.index("fine", 30)]
+        )
+        expected = scope.run(tensor[some], eta=0.9)
+    cuda = FakeCuda(host_addresses=True)
+    fake_gpu.install(monkeypatch, fakes.FakeNetwork(fakes.fake_config()), cuda)
+    fake_gpu.put_ort_cuda_on_the_cpu(monkeypatch, largest=4)
+    monkeypatch.setenv(find.PLUGIN_DIR, str(ort_cuda_host.library().parent))
+    kernels, calls = ort.kernels_created("ort_cuda"), ort.calls("ort_cuda")
+    with Scope.load(bundle, backend="ort-cuda", kernel="native", precision=precision) as scope:
+        assert (scope.kernel, scope.notes) == ("native", ())
+        assert ort.kernels_created("ort_cuda") - kernels == 2 * 2 * depth, "two stages, two ops a block"
+        got = scope.run(tensor[some], eta=0.9)
+        assert ort.calls("ort_cuda") - calls == 2 * 2 * depth
+    assert got.stages == expected.stages
+    assert set(got.stages) == {"coarse", "fine"}
+    np.testing.assert_array_equal(got.selected, expected.selected)
+    # fp32: as above. fp16: a number between two blocks may be rounded to its other neighbour, 2^-10 of it away.
+    close = 1e-4 if precision == "fp32" else 2.0**-10 * np.abs(expected.logits).max()
+    np.testing.assert_allclose(got.logits, expected.logits, rtol=0, atol=close)
+    assert cuda.live == 0
 
 
 @needs_native

@@ -9,6 +9,7 @@ import importlib.util
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -173,7 +174,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
         if importlib.util.find_spec(package) is None:
             pytest.skip(f"{package} is not installed: no bundle can be made here")
     folder = tmp_path_factory.mktemp("gpu") / "digits"
-    run_export("build", "--size", "digits", "--target", "onnx", "--out", str(folder))
+    run_export("build", "--size", "digits", "--fp16", "--target", "onnx", "--out", str(folder))
     return folder
 
 
@@ -227,6 +228,67 @@ def test_a_gpu_backend_answers_as_the_cpu(prepared: Callable[[str], Path], backe
             again = gpu.run(on_device, refine_all=True)
             np.testing.assert_allclose(again.logits, got.logits, atol=1e-4, rtol=1e-4)
         assert gpu.notes == ()
+
+
+def test_onnxruntime_with_the_native_ops(prepared: Callable[[str], Path]) -> None:
+    """Every op of both precisions on the GPU and ours, the answers those of the CPU; not taken where not asked for."""
+    from mscope.plugins import find, ort
+    from mscope.runtime import Scope
+
+    bundle = prepared("ort-cuda")
+    assert find.library("ort_cuda") is not None, find.why_missing("ort_cuda")
+    with Scope.load(bundle, backend="ort-cpu", precision="fp32") as cpu:
+        depth, shape = cpu.config.depth, (cpu.config.channels, cpu.config.height, cpu.config.width)
+        images = np.random.default_rng(0).normal(size=(64, *shape)).astype(np.float32)
+        expected = cpu.run(images, refine_all=True)
+    for precision, close in (("fp32", 1e-3), ("fp16", 5e-2)):
+        before = ort.kernels_created("ort_cuda")
+        with Scope.load(bundle, backend="ort-cuda", kernel="native", precision=precision) as gpu:
+            assert (gpu.kernel, gpu.notes) == ("native", ())
+            assert ort.kernels_created("ort_cuda") - before == 2 * 2 * depth, "two stages, two ops a block"
+            calls = ort.calls("ort_cuda")
+            # Batches of every kind, in an order in which the scratch memory grows and then is more than is needed.
+            for count in (1, 3, 64, 1, 64):
+                got = gpu.run(images[:count], refine_all=True)
+                assert got.coarse_logits is not None
+                assert expected.coarse_logits is not None
+                scale = np.abs(expected.logits).max()
+                np.testing.assert_allclose(
+                    got.coarse_logits, expected.coarse_logits[:count], rtol=0, atol=close * scale
+                )
+                same = (np.asarray(got.selected) == np.asarray(expected.selected)[:count]).all(axis=1)
+                assert same.mean() >= 0.5
+                np.testing.assert_allclose(got.logits[same], expected.logits[:count][same], rtol=0, atol=close * scale)
+            assert ort.calls("ort_cuda") > calls
+    kernels = ort.kernels_created("ort_cuda")
+    with Scope.load(bundle, backend="ort-cuda", kernel="function", precision="fp32") as gpu:
+        assert (gpu.kernel, ort.kernels_created("ort_cuda")) == ("function", kernels)
+        got = gpu.run(images[:2], refine_all=True)
+        np.testing.assert_allclose(got.coarse_logits, expected.coarse_logits[:2], rtol=0, atol=1e-3 * scale)
+
+
+def test_runs_of_one_onnxruntime_session_side_by_side() -> None:
+    """Long sequences need scratch memory; runs of one session go on streams of their own, each with its block."""
+    onnxruntime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnx")
+    if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+        pytest.skip("the installed ONNX Runtime has no CUDA provider")
+    import ort_graphs
+    from mscope.core.contract import OP_BIDIRECTIONAL_SCAN
+    from mscope.plugins import find
+    from op_cases import Case, Inputs
+
+    values = ort_graphs.values_of(OP_BIDIRECTIONAL_SCAN, Inputs(Case(2048, channels=384, batch=2), "float32"))
+    options = onnxruntime.SessionOptions()
+    options.register_custom_ops_library(str(find.require("ort_cuda")))
+    model = ort_graphs.model_of(OP_BIDIRECTIONAL_SCAN, values).SerializeToString()
+    session = onnxruntime.InferenceSession(model, options, providers=["CUDAExecutionProvider"])
+    assert session.get_providers()[0] == "CUDAExecutionProvider"
+    feeds = {i.name: values[i.name] for i in session.get_inputs()}
+    (alone,) = session.run(None, feeds)
+    with ThreadPoolExecutor(4) as pool:
+        for (y,) in pool.map(lambda _: session.run(None, feeds), range(64)):
+            np.testing.assert_array_equal(y, alone)
 
 
 @pytest.mark.parametrize("backend", TARGETS)

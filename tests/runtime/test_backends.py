@@ -1,24 +1,19 @@
-import dataclasses
 import importlib.util
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 
 import fake_gpu
 import fakes
-from fake_cuda import FakeCuda
 from mscope.core.bundle import load_manifest
 from mscope.core.contract import graph_for
 from mscope.core.errors import BackendError, InputError
 from mscope.core.manifest import Manifest, StageRecord, Variant
 from mscope.runtime import Scope
-from mscope.runtime.backends import ort, ort_cuda, registry
+from mscope.runtime.backends import ort_ops, registry
 from mscope.runtime.backends.ort import OrtRunner
 from mscope.runtime.backends.registry import Availability, Entry, available_backends, choose_backend, choose_variants
 from two_processes import check_two_at_once
@@ -165,7 +160,7 @@ def test_the_native_kernel_is_taken_or_refused_never_assumed(
 def test_without_the_plugins_part(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "mscope.plugins.find", None)
     monkeypatch.setitem(__import__("sys").modules, "mscope.plugins", None)
-    assert ort._native_library(required=False) is None
+    assert ort_ops.find("ort")[0] is None
     with pytest.raises(BackendError, match="native kernels are not installed"):
         Scope.load(bundle, kernel="native")
 
@@ -205,81 +200,6 @@ def test_threads_are_for_the_cpu(bundle: Path, network: fakes.FakeNetwork, monke
     fake_gpu.install(monkeypatch, network)
     with pytest.raises(InputError, match="leave --threads out with --backend tensorrt"):
         Scope.load(bundle, backend="tensorrt", threads=2)
-
-
-def test_onnxruntime_without_cuda_is_told_apart() -> None:
-    class Session:
-        def __init__(self, providers: list[str], nodes: dict[str, str]) -> None:
-            self.providers, self.nodes = providers, nodes
-
-        def get_providers(self) -> list[str]:
-            return self.providers
-
-        def get_provider_graph_assignment_info(self) -> list[Any]:
-            def part(kind: str, place: str) -> Any:
-                return SimpleNamespace(ep_name=place, get_nodes=lambda: [SimpleNamespace(op_type=kind)])
-
-            return [part(*node) for node in self.nodes.items()]
-
-    cuda, cpu = "CUDAExecutionProvider", "CPUExecutionProvider"
-    ort_cuda.check_on_gpu(Session([cuda, cpu], {"MatMul": cuda, "Gather": cpu}), "coarse.onnx")
-    with pytest.raises(BackendError, match=r"opened coarse\.onnx for CPUExecutionProvider in place of CUDA"):
-        ort_cuda.check_on_gpu(Session([cpu], {}), "coarse.onnx")
-    with pytest.raises(BackendError, match=r"would run Scan of coarse\.onnx on the CPU"):
-        ort_cuda.check_on_gpu(Session([cuda, cpu], {"MatMul": cuda, "Scan": cpu}), "coarse.onnx")
-
-
-def test_the_installed_onnxruntime_tells_where_its_nodes_went(bundle: Path) -> None:
-    """The calls of check_on_gpu, on a real session: all of it is on the CPU here, and it must say so."""
-    options = onnxruntime.SessionOptions()
-    options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
-    session = onnxruntime.InferenceSession(str(bundle / "coarse.onnx"), options, providers=["CPUExecutionProvider"])
-    if not hasattr(session, "get_provider_graph_assignment_info"):
-        pytest.skip("this ONNX Runtime does not tell")
-    session.disable_fallback()
-    kinds = {node.op_type for part in session.get_provider_graph_assignment_info() for node in part.get_nodes()}
-    assert "MatMul" in kinds
-    with pytest.raises(BackendError, match="in place of CUDAExecutionProvider"):
-        ort_cuda.check_on_gpu(session, "coarse.onnx")
-
-
-@pytest.mark.usefixtures("layer")
-def test_onnxruntime_by_address(
-    bundle: Path, network: fakes.FakeNetwork, monkeypatch: pytest.MonkeyPatch, scope: Scope
-) -> None:
-    """OrtCudaRunner and the device's cascade with the CPU provider in CUDA's place, over memory that it can read."""
-    cuda = FakeCuda(host_addresses=True)
-    fake_gpu.install(monkeypatch, network, cuda)
-    monkeypatch.setattr(ort_cuda, "_PROVIDER", "CPUExecutionProvider")
-    monkeypatch.setattr(ort_cuda, "_MEMORY", "cpu")
-    monkeypatch.setattr(ort_cuda, "_options_of", lambda device: {})
-    monkeypatch.setattr(ort_cuda, "_LARGEST", 4)
-    there = Availability("ort-cuda", "onnxruntime-gpu", "", "", None)
-    entry = dataclasses.replace(registry.BACKENDS["ort-cuda"], probe=lambda: there)
-    monkeypatch.setitem(registry.BACKENDS, "ort-cuda", entry)
-    with Scope.load(bundle, backend="ort-cuda") as loaded:
-        assert (loaded.backend, loaded.kernel) == ("ort-cuda", "function")
-        for count in (0, 1, 3, 4, 11):
-            images = fakes.random_images(network.config, count)
-            got, expected = loaded.run(images, 0.6), scope.run(images, 0.6)
-            assert got.stages == expected.stages
-            # The same kernels over batches of another size: sums of a few hundred terms of size 10.
-            np.testing.assert_allclose(got.logits, expected.logits, rtol=1e-5, atol=1e-4)
-        loaded.time_on_device()
-        timed = loaded.run(images, 0.0, refine_all=True).device
-        assert timed is not None
-        assert list(timed.parts) == ["upload", "coarse", "download", "decision", "fine"]
-        with pytest.raises(BackendError, match="native kernels on the CPU only"):
-            Scope.load(bundle, backend="ort-cuda", kernel="native")
-    fake_gpu.install_kernels(monkeypatch, cuda)
-    picture = np.random.default_rng(0).integers(0, 256, (90, 70, 3), dtype=np.uint8)
-    with Scope.load(bundle, backend="ort-cuda", preprocess="device") as loaded:
-        assert loaded(picture, eta=1.0).selected == scope(picture, eta=1.0).selected
-    with pytest.raises(
-        BackendError, match=r"coarse.onnx runs on streams .* no CUDA graph can hold.*leave --decide device"
-    ):
-        Scope.load(bundle, backend="ort-cuda", decide="device")
-    assert cuda.live == 0
 
 
 def test_an_unknown_backend_names_the_known() -> None:

@@ -144,9 +144,10 @@ def check_reports(reports: Sequence[VariantReport]) -> None:
 
 
 def _kernels(entry: Entry, quick: bool) -> tuple[Kernel, ...]:
-    if entry.name != "ort-cpu":
+    library = {"ort-cpu": "ort", "ort-cuda": "ort_cuda"}.get(entry.name)
+    if library is None:
         return ("auto",)
-    if find.library("ort") is None:
+    if find.library(library) is None:
         return ("function",)
     return ("native",) if quick else ("function", "native")
 

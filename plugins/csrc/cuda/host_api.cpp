@@ -1,5 +1,6 @@
 // The kernels' C interface (cuda/api.h) over the host run: what tests link a plugin or an op library with in place of
 // libmscope_cuda. Not in what is shipped.
+#include <set>
 #include <string>
 
 #include "cuda/api.h"
@@ -18,6 +19,7 @@ constexpr int kPlanNumbers = 13;
 MscopeMachine machine = {132, 228 << 10, 227 << 10};
 int expected_device = 0;
 void* expected_stream = nullptr;
+std::set<const void*> workspaces;
 
 bool as_expected(int device, void* stream) { return device == expected_device && stream == expected_stream; }
 
@@ -27,6 +29,13 @@ EXPORT void host_set_machine(const MscopeMachine* chosen) { machine = *chosen; }
 
 // Every launch must be for this device and stream; any other is refused.
 EXPORT void host_expect(int device, void* stream) { expected_device = device, expected_stream = stream; }
+
+// How many different workspaces scans were given since the last call.
+EXPORT int host_workspaces() {
+  const int count = static_cast<int>(workspaces.size());
+  workspaces.clear();
+  return count;
+}
 
 const char* mscope_cuda_targets(void) { return "host"; }
 
@@ -39,6 +48,7 @@ int mscope_cuda_scan_workspace(const MscopeScanParams* p, int dtype, int device,
 }
 
 int mscope_cuda_scan(const MscopeScanParams* p, int dtype, int device, void* stream) {
+  if (p->workspace != nullptr) workspaces.insert(p->workspace);
   return as_expected(device, stream) ? host_scan(p, dtype, &machine, 0) : static_cast<int>(MSCOPE_BAD_POINTER);
 }
 

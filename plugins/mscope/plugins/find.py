@@ -48,10 +48,11 @@ def why_missing(name: str) -> str:
     if os.environ.get(PLUGIN_DIR):
         return f"{PLUGIN_DIR} is set and {path} does not exist: unset it, or build the library into that folder"
     needed = "nvcc" if name in (CUDA, ORT_CUDA, TRT) else "a C++ compiler"
-    return f"the native library {path} is not built: install {needed} and run '{_builder(name)}'"
+    return f"the native library {path} is not built: install {needed} and run '{builder(name)}'"
 
 
-def _builder(name: str) -> str:
+def builder(name: str) -> str:
+    """The command that builds the named library."""
     if name == TRT:
         return "mscope-export plugins build"
     return f"python -m mscope.plugins.{'build_cuda' if name in (CUDA, ORT_CUDA) else 'build'}"
@@ -67,7 +68,7 @@ def _expected(name: str) -> Path:
 @functools.cache
 def _refusal(path: Path, modified_ns: int) -> str | None:
     """Why the library must not be used, None where it may. `modified_ns` makes the cache see a rebuilt file."""
-    rebuild = f"rebuild it with '{_builder(path.stem.removeprefix('libmscope_'))}'"
+    rebuild = f"rebuild it with '{builder(path.stem.removeprefix('libmscope_'))}'"
     try:
         loaded = ctypes.CDLL(str(path.resolve()))
     except OSError as error:

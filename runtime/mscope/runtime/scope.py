@@ -41,7 +41,8 @@ class Scope:
         kernel: what runs the custom ops: "native" or "function" (the file's own standard operators).
         precision: of the files that run: "fp32", "fp16", "bf16", "int8" or "fp8".
         preprocess: turns one picture into the tensor that `run` takes, on the host.
-        notes: lines for people on what was passed over with "auto", such as engines for another GPU.
+        notes: lines for people on what was passed over with "auto", such as engines for another GPU, or kernels that
+            are not there.
     """
 
     def __init__(
@@ -56,7 +57,7 @@ class Scope:
         self.config = manifest.config
         self.backend = choice.entry.name
         self.precision = choice.precision
-        self.notes = choice.notes
+        self.notes = tuple(dict.fromkeys(choice.notes + cascade.notes))
         self._scales = preprocess == "device"
         self.preprocess = Preprocessor(manifest.preprocessing, manifest.config)
         self._runners = runners
@@ -281,7 +282,7 @@ class Scope:
                     kernel=self.kernel,
                     precision=self.precision,
                     untrained=not self.manifest.weights.trained,
-                    notes=self.notes + outcome.notes,
+                    notes=tuple(dict.fromkeys(self.notes + outcome.notes)),
                 )
             )
         return answers

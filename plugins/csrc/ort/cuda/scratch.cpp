@@ -8,7 +8,7 @@ namespace mscope {
 namespace ort {
 namespace {
 
-constexpr int64_t kLeast = int64_t{1} << 20;
+constexpr int64_t kLeast = int64_t{1} << 16;
 
 // Powers of two: launches may still wait with a smaller block, so it stays, and all of them together are less than twice
 // the last.

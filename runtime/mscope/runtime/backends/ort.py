@@ -9,6 +9,7 @@ from typing import Any
 from mscope.core.contract import Graph
 from mscope.core.errors import BackendError
 from mscope.runtime.backends.base import Array, Arrays, Declared, Kernel, Runner
+from mscope.runtime.backends.ort_ops import NativeOps, first_line
 
 _DTYPES = {"tensor(float)": "float32", "tensor(int64)": "int64"}
 
@@ -38,7 +39,7 @@ class OrtRunner(Runner):
     def _open(self) -> None:
         import onnxruntime as ort
 
-        library = None if self._wanted == "function" else _native_library(required=self._wanted == "native")
+        ops = NativeOps("ort", self._wanted)
         options = ort.SessionOptions()
         # Errors become exceptions; ONNX Runtime's own log lines would mix with ours on stderr.
         options.log_severity_level = 4
@@ -50,28 +51,15 @@ class OrtRunner(Runner):
         options.add_session_config_entry("session.intra_op.allow_spinning", "1")
         # ... but the coarse graph's must not keep the cores from the fine graph's, which follows at once.
         options.add_session_config_entry("session.force_spinning_stop", "1")
-        if library is not None:
-            try:
-                options.register_custom_ops_library(str(library))
-            except Exception as error:
-                raise BackendError(
-                    f"ONNX Runtime {ort.__version__} refuses {library} ({first_line(error)}): "
-                    "build it again with 'python -m mscope.plugins.build', or use --kernel function"
-                ) from None
+        ops.register(options, ort.__version__)
         self._configure(options)
-        before = _native_kernels(library)
         try:
             self._session = ort.InferenceSession(str(self.path), options, providers=["CPUExecutionProvider"])
         except Exception as error:
             raise BackendError(
                 f"ONNX Runtime {ort.__version__} cannot load {self.path} ({first_line(error)}): build the bundle again"
             ) from None
-        # A registered library proves nothing; kernels that ONNX Runtime made for this session's nodes do.
-        taken = _native_kernels(library) > before
-        if self._wanted == "native" and not taken:
-            self._session = None
-            raise BackendError(f"{self.path.name}: ONNX Runtime took none of the native kernels: use --kernel function")
-        self._kernel = "native" if taken else "function"
+        self._kernel = "native" if ops.taken(self.path.name) else "function"
 
     def _declared(self) -> tuple[Sequence[Declared], Sequence[Declared]]:
         return declared_nodes(self._session.get_inputs()), declared_nodes(self._session.get_outputs())
@@ -92,35 +80,6 @@ class OrtRunner(Runner):
         return
 
 
-def _native_library(*, required: bool) -> Path | None:
-    """The custom-op library, or None where it was not built and is not required. Raises BackendError."""
-    try:
-        from mscope.plugins import find
-    except ImportError as error:
-        if required:
-            raise BackendError(f"the native kernels are not installed ({error}): use --kernel function") from None
-        return None
-    library = find.library("ort")
-    if library is None and required:
-        raise BackendError(f"native kernels for ONNX Runtime: {find.why_missing('ort')}")
-    return library
-
-
-def _native_kernels(library: Path | None) -> int:
-    """Native kernels that this process has created so far; 0 without the library."""
-    if library is None:
-        return 0
-    from mscope.plugins import ort
-
-    return ort.kernels_created()
-
-
 def declared_nodes(nodes: Any) -> list[Declared]:
     """Inputs or outputs of a session as the contract is compared with."""
     return [Declared(node.name, _DTYPES.get(node.type, node.type), tuple(node.shape)) for node in nodes]
-
-
-def first_line(error: Exception) -> str:
-    """The first line of what ONNX Runtime says, bounded."""
-    lines = str(error).strip().splitlines()
-    return lines[0][:240] if lines else type(error).__name__

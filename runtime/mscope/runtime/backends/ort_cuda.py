@@ -1,20 +1,23 @@
-"""ONNX Runtime's CUDA provider, for the fp32 and fp16 graphs by their function bodies; never the CPU in its place."""
+"""ONNX Runtime's CUDA provider, for the fp32 and fp16 graphs, with the project's own kernels where they are built;
+never the CPU in its place."""
 
 from __future__ import annotations
 
 import importlib.util
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from mscope.core.contract import Graph, Tensor
+from mscope.core.contract import OP_BIDIRECTIONAL_SCAN, OP_CONV, OP_MIXER, OP_SCAN, Graph, Tensor
 from mscope.core.errors import BackendError
 from mscope.runtime.backends.availability import Availability
-from mscope.runtime.backends.base import Declared
+from mscope.runtime.backends.base import Declared, Kernel
 from mscope.runtime.backends.device_runner import DeviceRunner
-from mscope.runtime.backends.ort import declared_nodes, first_line
+from mscope.runtime.backends.ort import declared_nodes
+from mscope.runtime.backends.ort_ops import NativeOps, describe, first_line
 from mscope.runtime.device.cuda import Device, why_no_bindings
 from mscope.runtime.device.driver import find_gpu
 from mscope.runtime.device.stream import Stream
@@ -22,22 +25,32 @@ from mscope.runtime.device.stream import Stream
 _PROVIDER = "CUDAExecutionProvider"
 _MEMORY = "cuda"
 # Where the work is. Arithmetic on shapes belongs on the CPU, and ONNX Runtime puts it there.
-_HEAVY = {"Conv", "Gemm", "MatMul", "Scan"}
+_HEAVY = {"Conv", "Gemm", "MatMul", "Scan", OP_CONV, OP_SCAN, OP_BIDIRECTIONAL_SCAN, OP_MIXER}
 # Memory is taken for so many images at once; a larger batch goes in several.
 _LARGEST = 32
+# An option that a version does not know is refused.
+_FIRST_WITH_TF32 = (1, 18)
 
 
 class OrtCudaRunner(DeviceRunner):
-    """Runs one .onnx on the GPU. Inputs and outputs are bound by address, so that features stay there."""
+    """Runs one .onnx on the GPU. Inputs and outputs are bound by address, so that features stay there.
 
-    def __init__(self, graph: Graph, path: Path) -> None:
+    Args:
+        graph: its part of the contract.
+        path: the .onnx file.
+        kernel: as of `OrtRunner`, of the library for CUDA. Where "auto" does not find it, a note says what it costs.
+    """
+
+    def __init__(self, graph: Graph, path: Path, *, kernel: Kernel = "auto") -> None:
         super().__init__(graph, path)
         self.largest = _LARGEST
+        self._wanted = kernel
+        self._kernel = "function"
         self._session: Any = None
 
     @property
     def kernel(self) -> str:
-        return "function"
+        return self._kernel
 
     def bucket(self, rows: int) -> int:
         return rows
@@ -65,21 +78,40 @@ class OrtCudaRunner(DeviceRunner):
 
         if _PROVIDER not in ort.get_available_providers():
             raise BackendError(missing_provider())
+        ops = NativeOps("ort_cuda", self._wanted)
         self._opened_device = Device()
+        session, refusal = self._try(ops)
+        if session is None and ops.library is not None:
+            # The library's ops have kernels for CUDA alone: where the provider cannot be had, ONNX Runtime refuses the
+            # graph for them. Without the library it takes the CPU, which is then the reason to be told.
+            self._try(None)
+        if session is None:
+            raise BackendError(f"{refusal}: --kernel function does without native kernels" if ops.library else refusal)
+        self._kernel = "native" if ops.taken(self.path.name) else "function"
+        if self._kernel == "function" and self._wanted == "auto":
+            why = ops.why_missing or f"ONNX Runtime took none of those in {ops.library}"
+            self.notes.append(f"ort-cuda runs the scan's function body, token by token, without native kernels: {why}")
+        self._session = session
+
+    def _try(self, ops: NativeOps | None) -> tuple[Any, str]:
+        """A session, or None and why ONNX Runtime refuses. Raises BackendError where it would be on the CPU."""
+        import onnxruntime as ort
+
         options = ort.SessionOptions()
         options.log_severity_level = 4
         # Not in every version; where it is, the session tells which nodes went to the CPU.
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
-        providers = [(_PROVIDER, _options_of(self._opened_device))]
+        if ops is not None:
+            ops.register(options, ort.__version__)
+        providers = [(_PROVIDER, _options_of(self.device, ort.__version__))]
         try:
             session = ort.InferenceSession(str(self.path), options, providers=providers)
         except Exception as error:
-            raise BackendError(
-                f"ONNX Runtime {ort.__version__} cannot load {self.path.name} on the GPU ({first_line(error)})"
-            ) from None
+            what = f"ONNX Runtime {ort.__version__} cannot load {self.path.name} on the GPU"
+            return None, f"{what} ({first_line(error)})"
         session.disable_fallback()
         check_on_gpu(session, self.path.name)
-        self._session = session
+        return session, ""
 
     def _declared(self) -> tuple[Sequence[Declared], Sequence[Declared]]:
         return declared_nodes(self._session.get_inputs()), declared_nodes(self._session.get_outputs())
@@ -89,8 +121,16 @@ class OrtCudaRunner(DeviceRunner):
         super()._release()
 
 
-def _options_of(device: Device) -> dict[str, str]:
-    return {"device_id": str(device.index)}
+def _options_of(device: Device, version: str) -> dict[str, str]:
+    options = {
+        "device_id": str(device.index),
+        # The search by measuring, the default, runs again for each new batch size; the one convolution is not worth it.
+        "cudnn_conv_algo_search": "HEURISTIC",
+    }
+    if tuple(int(part) for part in re.findall(r"\d+", version)[:2]) >= _FIRST_WITH_TF32:
+        # On by default; it rounds factors to fp16's ten bits, and fp32 would not be fp32.
+        options["use_tf32"] = "0"
+    return options
 
 
 def probe(version: str | None) -> Availability:
@@ -105,7 +145,7 @@ def probe(version: str | None) -> Availability:
         if found is None:
             lacking.append(missing_provider())
         else:
-            library = found.name
+            library = f"{found.name}; {describe('ort_cuda')}"
     if reason := why_no_bindings():
         lacking.append(reason)
     gpu, reason = find_gpu()

@@ -142,11 +142,7 @@ def _probe_ort_cuda() -> Availability:
 def _ort_cuda(graph: Graph, path: Path, options: RunnerOptions) -> Runner:
     from mscope.runtime.backends.ort_cuda import OrtCudaRunner
 
-    return OrtCudaRunner(graph, path)
-
-
-def _function_only(path: Path, variant: Variant, kernel: Kernel) -> str:
-    return "ONNX Runtime has the native kernels on the CPU only: leave --kernel out" if kernel == "native" else ""
+    return OrtCudaRunner(graph, path, kernel=options.kernel)
 
 
 def _device_cascade(manifest: Manifest, runners: Mapping[Stage, Runner], options: RunnerOptions) -> Cascade:
@@ -177,7 +173,7 @@ def _engines(flavour: Flavour) -> Entry:
 
 
 # In the order in which `auto` tries them. ONNX Runtime on the GPU is last, behind one that is always there: without the
-# native kernels it launches the scan's function body token by token.
+# native kernels it launches the scan's function body token by token, and with them nobody has measured it yet.
 BACKENDS: dict[str, Entry] = {
     "tensorrt": _engines("tensorrt"),
     "tensorrt-rtx": _engines("tensorrt-rtx"),
@@ -188,8 +184,7 @@ BACKENDS: dict[str, Entry] = {
         ("fp32", "fp16"),
         _probe_ort_cuda,
         _ort_cuda,
-        _function_only,
-        _device_cascade,
+        cascade=_device_cascade,
         on_device=True,
     ),
 }

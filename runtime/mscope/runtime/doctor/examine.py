@@ -63,6 +63,10 @@ def _cuda_kernels(host: Host) -> Finding:
     return probe_library(host, "CUDA kernels", "cuda", "for PyTorch on a GPU only")
 
 
+def _cuda_ops(host: Host) -> Finding:
+    return probe_library(host, "ONNX Runtime CUDA ops", "ort_cuda", "without them ort-cuda runs the function bodies")
+
+
 PROBES: dict[str, Probe] = {
     "Python": probe_python,
     "ONNX Runtime": probe_onnxruntime,
@@ -75,6 +79,7 @@ PROBES: dict[str, Probe] = {
     "TensorRT-RTX": probe_tensorrt_rtx,
     "TensorRT plugins": _plugins,
     "CUDA kernels": _cuda_kernels,
+    "ONNX Runtime CUDA ops": _cuda_ops,
     "cuda-python": probe_cuda_python,
     "JetPack": probe_jetpack,
     "libnvdla_compiler.so": probe_dla_compiler,

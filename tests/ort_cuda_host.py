@@ -19,13 +19,7 @@ FOLDER = KEPT.parent / "test-ort-cuda"
 @functools.cache
 def library() -> Path:
     """Compiled once for its sources, by the name of the library that ships. Needs a C++ compiler."""
-    sources = [*sorted((CSRC / "ort").glob("*.cpp")), *sorted((CSRC / "ort" / "cuda").glob("*.cpp"))]
-    sources += [CSRC / "cuda" / "host_run.cpp", CSRC / "cuda" / "host_api.cpp", CSRC / "abi" / "version.cpp"]
-    flags = ["-O1", "-Wall", "-Wextra", "-Werror", f"-DMSCOPE_ABI_VERSION={build.ABI_VERSION}", "-DMSCOPE_CUDA_BUILD"]
-    flags += ['-DMSCOPE_ORT_PROVIDER="CPUExecutionProvider"']
-    if os.environ.get(build.ONNXRUNTIME_INCLUDE_DIR):
-        flags.append(f"-I{os.environ[build.ONNXRUNTIME_INCLUDE_DIR]}")
-    compiled = compile_cached("ort_cuda.so", sources, flags)
+    compiled = compiled_for("CPUExecutionProvider", "ort_cuda.so")
     FOLDER.mkdir(parents=True, exist_ok=True)
     named = build.library_path("ort_cuda", FOLDER)
     if not named.exists() or not named.samefile(compiled):
@@ -33,3 +27,14 @@ def library() -> Path:
         fresh.symlink_to(compiled)
         os.replace(fresh, named)
     return named
+
+
+def compiled_for(provider: str, name: str) -> Path:
+    """The library for an execution provider."""
+    sources = [*sorted((CSRC / "ort").glob("*.cpp")), *sorted((CSRC / "ort" / "cuda").glob("*.cpp"))]
+    sources += [CSRC / "cuda" / "host_run.cpp", CSRC / "cuda" / "host_api.cpp", CSRC / "abi" / "version.cpp"]
+    flags = ["-O1", "-Wall", "-Wextra", "-Werror", f"-DMSCOPE_ABI_VERSION={build.ABI_VERSION}", "-DMSCOPE_CUDA_BUILD"]
+    flags += [f'-DMSCOPE_ORT_PROVIDER="{provider}"']
+    if os.environ.get(build.ONNXRUNTIME_INCLUDE_DIR):
+        flags.append(f"-I{os.environ[build.ONNXRUNTIME_INCLUDE_DIR]}")
+    return compile_cached(name, sources, flags)

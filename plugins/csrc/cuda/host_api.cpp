@@ -19,16 +19,23 @@ constexpr int kPlanNumbers = 13;
 MscopeMachine machine = {132, 228 << 10, 227 << 10};
 int expected_device = 0;
 void* expected_stream = nullptr;
+bool any_stream = false;
 std::set<const void*> workspaces;
 
-bool as_expected(int device, void* stream) { return device == expected_device && stream == expected_stream; }
+bool as_expected(int device, void* stream) {
+  return device == expected_device && (any_stream ? stream != nullptr : stream == expected_stream);
+}
 
 }  // namespace
 
 EXPORT void host_set_machine(const MscopeMachine* chosen) { machine = *chosen; }
 
 // Every launch must be for this device and stream; any other is refused.
-EXPORT void host_expect(int device, void* stream) { expected_device = device, expected_stream = stream; }
+EXPORT void host_expect(int device, void* stream) {
+  expected_device = device, expected_stream = stream, any_stream = false;
+}
+// The same for a device and whatever stream its owner has, but not the default one.
+EXPORT void host_expect_any_stream(int device) { expected_device = device, any_stream = true; }
 
 // How many different workspaces scans were given since the last call.
 EXPORT int host_workspaces() {

@@ -14,7 +14,7 @@ import pytest
 from onnx import TensorProto, helper
 
 import ort_graphs
-from mscope.core.contract import OP_BIDIRECTIONAL_SCAN, OP_CONV, OP_SCAN
+from mscope.core.contract import OP_BIDIRECTIONAL_SCAN, OP_CONV, OP_MIXER, OP_SCAN
 from mscope.plugins import build, ort
 from op_cases import Case, Inputs
 from ort_graphs import FLOAT32, LIBRARY, model_of, run, session_of, usable_isas, values_of
@@ -80,6 +80,32 @@ class TestRefusals:
                 check=True,
             )
             assert result.stdout.strip() == expected
+
+    @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits its memory as Linux does")
+    def test_no_memory_for_scratch_is_an_error_of_the_run(self) -> None:
+        """ONNX Runtime's allocator throws then; let through to this library it would end the process."""
+        code = f"""
+import sys; sys.path[:] = {sys.path!r}
+import resource
+from pathlib import Path
+import numpy as np
+import ort_graphs
+from op_cases import Case, Inputs
+values = ort_graphs.values_of({OP_MIXER!r}, Inputs(Case(50), "float32"))
+session = ort_graphs.session_of(ort_graphs.model_of({OP_MIXER!r}, values), threads=1)
+session.run(None, {{"xz": values["xz"]}})
+xz = np.zeros((1, 400_000, 14), np.float32)  # wants 168 MiB of scratch, and 11 for its output
+used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + (64 << 20),) * 2)
+try:
+    session.run(None, {{"xz": xz}})
+except Exception as error:
+    print(error)
+"""
+        result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+        assert result.returncode == 0, result.stderr[-500:]
+        assert "VimMixer node. Name:'node'" in result.stdout
+        assert "allocate" in result.stdout.lower()
 
     def test_a_runtime_that_is_too_old(self) -> None:
         """GetApi gives null for the version that is asked for; the oldest one still carries the message."""

@@ -87,7 +87,9 @@ struct OrtApi {
                                                   OrtMemoryInfo** out) noexcept;  // 69
   void* unused_70[2];
   OrtStatusPtr(ORT_API_CALL* MemoryInfoGetId)(const OrtMemoryInfo* memory, int* out) noexcept;  // 72
-  void* unused_73[13];
+  void* unused_73[2];
+  OrtStatusPtr(ORT_API_CALL* AllocatorAlloc)(OrtAllocator* allocator, size_t bytes, void** out) noexcept;  // 75
+  void* unused_76[10];
   OrtStatusPtr(ORT_API_CALL* KernelInfoGetAttribute_int64)(const OrtKernelInfo* info, const char* name,
                                                            int64_t* out) noexcept;  // 86
   void* unused_87[1];

@@ -27,6 +27,7 @@ MSCOPE_API_SLOT(GetSymbolicDimensions, 63);
 MSCOPE_API_SLOT(GetTensorTypeAndShape, 65);
 MSCOPE_API_SLOT(CreateCpuMemoryInfo, 69);
 MSCOPE_API_SLOT(MemoryInfoGetId, 72);
+MSCOPE_API_SLOT(AllocatorAlloc, 75);
 MSCOPE_API_SLOT(KernelInfoGetAttribute_int64, 86);
 MSCOPE_API_SLOT(KernelContext_GetInputCount, 88);
 MSCOPE_API_SLOT(KernelContext_GetOutputCount, 89);

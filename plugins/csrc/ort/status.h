@@ -32,6 +32,15 @@ inline bool succeeded(const OrtApi& api, OrtStatus* status) {
   return false;
 }
 
+// Memory from one of the runtime's allocators, never null. Not by the allocator's own function: that throws where it has
+// none, and an exception of the runtime's must not meet the C++ library that is linked into this one.
+inline void* allocate(const OrtApi& api, OrtAllocator* allocator, size_t bytes) {
+  void* data = nullptr;
+  check(api, api.AllocatorAlloc(allocator, bytes, &data));
+  if (data == nullptr) throw std::bad_alloc();
+  return data;
+}
+
 // Runs a callback's body; nothing is thrown through the C boundary.
 template <class Body>
 OrtStatus* guarded(const OrtApi& api, Body&& body) noexcept {

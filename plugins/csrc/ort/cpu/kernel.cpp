@@ -33,8 +33,7 @@ float* Scratch::allocate(int64_t floats) {
     api_.ReleaseMemoryInfo(memory);
     check(api_, status);
   }
-  void* const block = allocator_->Alloc(allocator_, sizeof(float) * static_cast<size_t>(floats));
-  if (block == nullptr) throw std::bad_alloc();
+  void* const block = ort::allocate(api_, allocator_, sizeof(float) * static_cast<size_t>(floats));
   blocks_[count_++] = block;
   return static_cast<float*>(block);
 }

@@ -45,15 +45,13 @@ void* StreamScratch::at_least(const OrtApi& api, OrtKernelContext* context, cons
   const std::lock_guard<std::mutex> hold(lock_);
   if (!blocks_.empty() && blocks_.back().bytes >= bytes) return blocks_.back().data;
   blocks_.reserve(blocks_.size() + 1);
-  OrtAllocator* allocator = nullptr;
-  check(api, api.KernelContext_GetAllocator(context, memory, &allocator));
+  OrtAllocator* taken = nullptr;
+  check(api, api.KernelContext_GetAllocator(context, memory, &taken));
+  const auto release = [&api](OrtAllocator* unused) { api.ReleaseAllocator(unused); };
+  std::unique_ptr<OrtAllocator, decltype(release)> allocator(taken, release);
   const int64_t size = rounded_up(bytes);
-  void* const data = allocator->Alloc(allocator, static_cast<size_t>(size));
-  if (data == nullptr) {
-    api.ReleaseAllocator(allocator);
-    throw std::bad_alloc();
-  }
-  blocks_.push_back({&api, allocator, data, size});
+  void* const data = allocate(api, taken, static_cast<size_t>(size));
+  blocks_.push_back({&api, allocator.release(), data, size});
   return data;
 }
 

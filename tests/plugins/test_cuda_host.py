@@ -6,6 +6,7 @@ What this cannot see is the device's own arithmetic (its exp2 and division), its
 from __future__ import annotations
 
 import ctypes
+import mmap
 from dataclasses import dataclass
 from typing import Any
 
@@ -204,6 +205,33 @@ def test_the_order_of_threads_does_not_matter(host: ctypes.CDLL, machine: str) -
             results.append(y.checked())
         np.testing.assert_array_equal(results[0], results[1])
         np.testing.assert_array_equal(results[0], results[2])
+
+
+def far_apart(stored: Any) -> Any:
+    """A copy whose first axis steps over 2^31 elements and some: pages that nobody touches cost nothing."""
+    step = (2**31 + 64) * stored.itemsize
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0)
+    memory = mmap.mmap(-1, (len(stored) - 1) * step + stored[0].nbytes, flags=flags)
+    far = np.ndarray(
+        stored.shape, stored.dtype, memory, strides=(step, *np.empty(stored.shape, stored.dtype).strides[1:])
+    )
+    far[...] = stored
+    return far
+
+
+def test_offsets_beyond_32_bits(host: ctypes.CDLL) -> None:
+    """Images and directions more than 2^31 elements apart, as large batches have them: the same bits."""
+    case = Case(20, channels=6, batch=2)
+    inputs, near, convolved = Inputs(case, "float16"), Output(case, "float16"), Output(case, "float16", directions=2)
+    run_scan(host, bidirectional_call(inputs, near.inner), H100)
+    run_conv(host, inputs, convolved.inner)
+    for name in ("xz", "x_both", "dbc"):
+        inputs.stored[name] = far_apart(inputs.stored[name])
+    y, x = far_apart(near.inner * 0), far_apart(convolved.inner * 0)
+    run_scan(host, bidirectional_call(inputs, y), H100)
+    run_conv(host, inputs, x)
+    np.testing.assert_array_equal(y, near.inner)
+    np.testing.assert_array_equal(x, convolved.inner)
 
 
 def test_nan_reaches_what_depends_on_it_and_nothing_else(host: ctypes.CDLL) -> None:

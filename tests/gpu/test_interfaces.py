@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -61,6 +62,21 @@ def test_a_cuda_graph(case: Case) -> None:
         graph.replay()
         torch.cuda.synchronize()
         assert torch.equal(y, right)
+
+
+def test_two_threads_at_once() -> None:
+    """One kernel at two lengths, so with two amounts of shared memory: neither takes the other's away."""
+
+    def run(length: int) -> None:
+        case = Case(length, channels=384)
+        with torch.cuda.stream(torch.cuda.Stream()):
+            given = cuda_torch.tensors(Inputs(case, "float16"))
+            expected = cuda_torch.bidirectional(given, case, "float16")
+            for _ in range(300):
+                assert torch.equal(cuda_torch.bidirectional(given, case, "float16"), expected)
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(run, (125, 197)))
 
 
 class OnlyInterface:

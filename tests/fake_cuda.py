@@ -128,6 +128,15 @@ class FakeCuda(CapturesStreams):
     def refuse_capture(self, stream: int) -> None:
         self._stream(stream).broken = True
 
+    def last_queued(self, stream: int) -> tuple[int, int]:
+        """What was queued last on a stream, for `is_over`."""
+        return stream, len(self._stream(stream).queue)
+
+    def is_over(self, queued: tuple[int, int]) -> bool:
+        """Whether the device has come past it; a stream is idle when it goes."""
+        handle, position = queued
+        return handle not in self._streams or self._streams[handle].done >= position
+
     @property
     def live(self) -> int:
         """Allocations of either kind, executable graphs and events that were not given back."""

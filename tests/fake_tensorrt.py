@@ -1,8 +1,9 @@
 """A strict stand-in for the Python API of TensorRT over tests/fake_cuda.py: engines that run tests/fakes.py's network.
 
 Only what the runtime uses, with TensorRT's rules: addresses are aligned and hold enough for the batch, shapes lie in
-the profile, scratch memory is given where the caller manages it, a context is enqueued once before it is captured and
-not touched any more afterwards. tests/runtime/test_device_api.py holds names and parameters to tensorrt_rtx's.
+the profile, scratch memory is given where the caller manages it and used on one stream at a time, a context is enqueued
+once before it is captured and not touched any more afterwards. tests/runtime/test_device_api.py holds names and
+parameters to tensorrt_rtx's.
 """
 
 from __future__ import annotations
@@ -122,6 +123,7 @@ class FakeTensorRT:
         self.capture_refused = False
         self.no_memory = False
         self.contexts: list[IExecutionContext] = []
+        self.scratch_used: dict[int, tuple[int, int]] = {}  # by its address, the work that was queued on it last
 
     def Runtime(self, logger: ILogger) -> Runtime:
         if not isinstance(logger, ILogger) or not getattr(logger, "ready", False):
@@ -197,6 +199,7 @@ class IExecutionContext:
         self._batch: int | None = None
         self._addresses: dict[str, int] = {}
         self._enqueued = self.captured = False
+        self._scratch = 0
         self._profiler: IProfiler | None = None
 
     @property
@@ -213,7 +216,7 @@ class IExecutionContext:
         self._engine.module.cuda.memory(memory, size)
         if memory % 256 or size < self._engine.device_memory_size_v2:
             raise Misuse("scratch memory is too small, or not aligned")
-        self._needs_scratch = False
+        self._needs_scratch, self._scratch = False, memory
 
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
         self._check_untouched()
@@ -251,8 +254,12 @@ class IExecutionContext:
                 )
                 return False
             self.captured = True
+        used = module.scratch_used.get(self._scratch, (stream_handle, 0))
+        if used[0] != stream_handle and not cuda.is_over(used):
+            raise Misuse("two contexts would work in one scratch memory at the same time, on two streams")
         self._enqueued = True
         cuda.enqueue(stream_handle, self._engine.stage, self._compute)
+        module.scratch_used[self._scratch] = cuda.last_queued(stream_handle)
         if self._profiler is not None:
             for name, ms in LAYER_TIMES:
                 self._profiler.report_layer_time(name, ms)

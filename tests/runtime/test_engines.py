@@ -13,7 +13,7 @@ import pytest
 import fake_gpu
 import fake_tensorrt
 import fakes
-from fake_cuda import FakeCuda
+from fake_cuda import FakeCuda, Misuse
 from fake_gpu import FakeDriver, random_batch
 from fake_tensorrt import FakeTensorRT
 from mscope.core.bundle import load_manifest, record_of, write_manifest
@@ -23,8 +23,12 @@ from mscope.core.errors import BackendError, BundleError
 from mscope.runtime import Scope
 from mscope.runtime.backends import plugin_library
 from mscope.runtime.backends.bound_context import refused
+from mscope.runtime.backends.device_runner import DeviceRunner
 from mscope.runtime.backends.tensorrt_library import ErrorLog, plain_version
 from mscope.runtime.cli import app
+from mscope.runtime.device.cuda import Memory
+from mscope.runtime.device.stream import Stream
+from mscope.runtime.device.tensors import DeviceTensor
 
 
 @pytest.fixture
@@ -190,6 +194,26 @@ def test_profiles_of_the_stages_differ(gpu: dict[str, FakeTensorRT], folder: Pat
     rewrite(folder, fine, json.dumps(json.loads(fine.read_text()) | {"batch": [1, 1, 1]}).encode())
     assert "no batch fits all stages: one takes 2 or more, another at most 1" in refusal(folder)
     assert gpu["tensorrt"].cuda.live == 0
+
+
+def test_two_streams_on_one_scratch_memory_are_not_forgiven(gpu: dict[str, FakeTensorRT], folder: Path) -> None:
+    """What keeps every run of a runner one after the other: its contexts share their scratch memory."""
+    fake_tensorrt.add_engines(folder)
+    with Scope.load(folder, backend="tensorrt") as scope:
+        runner = scope._runners["coarse"]
+        assert isinstance(runner, DeviceRunner)
+        memory = Memory(runner.device)
+        first, second = Stream(runner.device), Stream(runner.device)
+        every = (*runner.graph.inputs, *runner.graph.outputs)
+        addresses = {tensor.name: DeviceTensor(memory, first, tensor, 1).address for tensor in every}
+        runner.enqueue(1, addresses, first)
+        with pytest.raises(Misuse, match="one scratch memory"):
+            runner.enqueue(1, addresses, second)
+        first.synchronize()
+        runner.enqueue(1, addresses, second)
+        for stream in (first, second):
+            stream.close()
+        memory.release()
 
 
 def test_an_engine_that_says_it_cannot_be_captured_is_not_tried(

@@ -39,7 +39,7 @@ _WORD = 1 << 64
 _HANDLER = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_int, *[ctypes.c_int64] * 5)
 
 
-class _Dims(ctypes.Structure):
+class Dims(ctypes.Structure):
     """nvinfer1::Dims64"""
 
     _fields_ = (("count", ctypes.c_int32), ("sizes", ctypes.c_int64 * 8))
@@ -102,19 +102,21 @@ class Bound:
         return self._module.Runtime(logger)
 
 
-class _Below:
-    """What is below the bindings of one process."""
+class Below:
+    """What is below the bindings of one process: objects by address, and what each number of a class's functions is.
+
+    Subclasses find the numbers out by `_told`, and have a method `_kind_function` for each.
+    """
 
     def __init__(self, module: ModuleType, library: Any) -> None:
         self.module, self.library = module, library
-        self.fake: FakeTensorRT | None = None
-        for function in (library.stub_log, library.stub_report):
-            function.restype = None
+        library.stub_report.restype = None
         library.stub_object.restype = ctypes.c_void_p
-        library.stub_log.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_int, ctypes.c_char_p]
+        library.stub_call.argtypes = [ctypes.c_void_p, ctypes.c_int, *[ctypes.c_int64] * 3]
+        library.stub_call.restype = ctypes.c_int64
         library.stub_report.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_float]
         # From TensorRT 11 on, to whose headers TensorRT-RTX is made, language, version and destructors come before.
-        self._own_function = 0 if module.__version__.startswith("10.") else 4
+        self.own_function = 0 if module.__version__.startswith("10.") else 4
         self._callback = _HANDLER(self._called)
         library.stub_handler(self._callback)
         self._objects: dict[int, tuple[str, Any]] = {}
@@ -125,7 +127,80 @@ class _Below:
         self._answers: list[Any] = []
         self._learn()
 
-    # The numbers of the functions, found out by calling them
+    def _learn(self) -> None:
+        """Calls every function that is served, by `_told`."""
+        raise NotImplementedError
+
+    def _made(self, slot: int, first: int, second: int) -> int:
+        """The object that a function of the library's makes: -1 a runtime, -2 a builder, -3 a parser."""
+        raise NotImplementedError
+
+    def _told(self, kind: str, name: str, call: Callable[[], Any], *answers: Any) -> Any:
+        self._seen, self._answers = [], list(answers)
+        result = call()
+        if kind:
+            assert self._seen, f"{name} calls nothing"
+            number = (kind, self._seen[-1])
+            assert self._functions.setdefault(number, name) == name, f"{name} and {self._functions[number]} are one"
+        seen, self._seen = self._seen, None
+        return result if kind else (result, seen)
+
+    def _called(self, slot: int, *words: int) -> int:
+        try:
+            if self._seen is not None:
+                return self._learned(slot, *words)
+            answer = self._serve(slot, *words)
+        except BaseException as error:
+            traceback.print_exc()
+            Bound.errors.append(error)
+            return 0
+        return int(answer) if answer is not None else 0
+
+    def _learned(self, slot: int, *words: int) -> int:
+        assert self._seen is not None
+        self._seen.append(slot)
+        answer = self._answers.pop(0) if self._answers else 0
+        if answer == "returned":
+            ctypes.memset(words[0], 0, ctypes.sizeof(Dims))
+            return words[0]
+        return int(answer)
+
+    def _serve(self, slot: int, *words: int) -> Any:
+        if slot < 0:
+            return self._made(slot, *words[:2])
+        # A function that returns a structure is told where to write it first.
+        place = 0 if words[0] in self._objects else 1
+        kind, thing = self._objects[words[place]]
+        name = self._functions.get((kind, slot))
+        if name is None:
+            assert self._destroys(kind, slot), (
+                f"function {slot} of {kind} is called, which tests/trt_bindings.py does not know"
+            )
+            return 0
+        arguments = words[place + 1 :]
+        return getattr(self, f"_{kind}_{name}")(thing, *((words[0],) if place else ()), *arguments)
+
+    def _destroys(self, kind: str, slot: int) -> bool:
+        """Whether a number is that of a destructor, which is called when Python lets an object go."""
+        return slot in (0, 1)
+
+    def _new(self, kind: str, thing: Any) -> int:
+        address: int = self.library.stub_object()
+        self._objects[address] = (kind, thing)
+        return address
+
+    def _text(self, text: str) -> int:
+        self._kept.append(ctypes.create_string_buffer(text.encode()))
+        return ctypes.addressof(self._kept[-1])
+
+
+class _RuntimeBelow(Below):
+    """Runtimes, engines and contexts of a FakeTensorRT."""
+
+    fake: FakeTensorRT
+
+    def _made(self, slot: int, first: int, second: int) -> int:
+        return self._new("runtime", self.fake.Runtime(_Logger(self.library, first, self.own_function)))
 
     def _learn(self) -> None:
         module = self.module
@@ -140,7 +215,7 @@ class _Below:
         self._kept.append(Logger())
         text = ctypes.create_string_buffer(b"x")
         strategy = module.ExecutionContextAllocationStrategy.USER_MANAGED
-        runtime = self._told("", "", lambda: module.Runtime(self._kept[0]), self._new("runtime", None))
+        runtime, _ = self._told("", "", lambda: module.Runtime(self._kept[0]), self._new("runtime", None))
         engine = self._told(
             "runtime", "deserialize", lambda: runtime.deserialize_cuda_engine(b"x"), self._new("engine", None)
         )
@@ -172,6 +247,8 @@ class _Below:
         # It asks for the engine, and that for the number of its tensors, before.
         engine_address = self._new("engine", None)
         self._told("context", "infer_shapes", context.infer_shapes, engine_address, 0, 0)
+        _, seen = self._told("", "", context.infer_shapes, engine_address, 0, 0)
+        self._functions["context", seen[0]] = "engine"
         if hasattr(module, "DynamicShapesKernelSpecializationStrategy"):
             self._learn_config(engine)
 
@@ -193,65 +270,6 @@ class _Below:
         ):
             self._told("config", name, call)
 
-    def _told(self, kind: str, name: str, call: Callable[[], Any], *answers: Any) -> Any:
-        self._seen, self._answers = [], list(answers)
-        result = call()
-        if kind:
-            assert self._seen, f"{name} calls nothing"
-            number = (kind, self._seen[-1])
-            assert self._functions.setdefault(number, name) == name, f"{name} and {self._functions[number]} are one"
-            if name == "infer_shapes":
-                assert len(self._seen) == 3
-                self._functions["context", self._seen[0]] = "engine"
-        self._seen = None
-        return result
-
-    # Calls
-
-    def _called(self, slot: int, *words: int) -> int:
-        try:
-            if self._seen is not None:
-                return self._learned(slot, *words)
-            answer = self._serve(slot, *words)
-        except BaseException as error:
-            traceback.print_exc()
-            Bound.errors.append(error)
-            return 0
-        return int(answer) if answer is not None else 0
-
-    def _learned(self, slot: int, *words: int) -> int:
-        assert self._seen is not None
-        self._seen.append(slot)
-        answer = self._answers.pop(0) if self._answers else 0
-        if answer == "returned":
-            ctypes.memset(words[0], 0, ctypes.sizeof(_Dims))
-            return words[0]
-        return int(answer)
-
-    def _serve(self, slot: int, *words: int) -> Any:
-        if slot == -1:
-            assert self.fake is not None
-            return self._new("runtime", self.fake.Runtime(_Logger(self.library, words[0], self._own_function)))
-        # A function that returns a structure is told where to write it first.
-        place = 0 if words[0] in self._objects else 1
-        kind, thing = self._objects[words[place]]
-        name = self._functions.get((kind, slot))
-        if name is None:
-            # The destructors, when Python lets an object go.
-            assert slot in (0, 1), f"function {slot} of {kind} is called, which tests/trt_bindings.py does not know"
-            return 0
-        arguments = words[place + 1 :]
-        return getattr(self, f"_{kind}_{name}")(thing, *((words[0],) if place else ()), *arguments)
-
-    def _new(self, kind: str, thing: Any) -> int:
-        address: int = self.library.stub_object()
-        self._objects[address] = (kind, thing)
-        return address
-
-    def _text(self, text: str) -> int:
-        self._kept.append(ctypes.create_string_buffer(text.encode()))
-        return ctypes.addressof(self._kept[-1])
-
     # Runtime and engine
 
     def _runtime_deserialize(self, runtime: Any, blob: int, size: int, *_: int) -> int:
@@ -268,22 +286,22 @@ class _Below:
         return int(engine.device_memory_size_v2)
 
     def _engine_get_tensor_name(self, engine: Any, index: int, *_: int) -> int:
-        return self._text(engine.get_tensor_name(_int32(index)))
+        return self._text(engine.get_tensor_name(int32(index)))
 
     def _engine_get_tensor_mode(self, engine: Any, name: int, *_: int) -> int:
-        return int(getattr(self.module.TensorIOMode, engine.get_tensor_mode(_read(name)).name))
+        return int(getattr(self.module.TensorIOMode, engine.get_tensor_mode(read(name)).name))
 
     def _engine_get_tensor_dtype(self, engine: Any, name: int, *_: int) -> int:
-        return int(getattr(self.module.DataType, engine.get_tensor_dtype(_read(name)).name))
+        return int(getattr(self.module.DataType, engine.get_tensor_dtype(read(name)).name))
 
     def _engine_get_tensor_shape(self, engine: Any, place: int, name: int, *_: int) -> int:
-        return _write(place, engine.get_tensor_shape(_read(name)))
+        return _write(place, engine.get_tensor_shape(read(name)))
 
     def _engine_get_tensor_profile_shape(self, engine: Any, place: int, name: int, profile: int, which: int) -> int:
-        return _write(place, engine.get_tensor_profile_shape(_read(name), _int32(profile))[_int32(which)])
+        return _write(place, engine.get_tensor_profile_shape(read(name), int32(profile))[int32(which)])
 
     def _engine_create_execution_context(self, engine: Any, strategy: int, *_: int) -> int:
-        return self._context(engine, fake_tensorrt.ExecutionContextAllocationStrategy(_int32(strategy)))
+        return self._context(engine, fake_tensorrt.ExecutionContextAllocationStrategy(int32(strategy)))
 
     def _engine_create_context_with(self, engine: Any, config: int, *_: int) -> int:
         return self._context(engine, self._objects[config][1])
@@ -297,7 +315,7 @@ class _Below:
 
     def _config_strategy(self, config: Any, strategy: int, *_: int) -> None:
         strategies = fake_tensorrt.ExecutionContextAllocationStrategy
-        config.set_execution_context_allocation_strategy(strategies(_int32(strategy)))
+        config.set_execution_context_allocation_strategy(strategies(int32(strategy)))
 
     def _config_create_runtime_cache(self, config: Any, *_: int) -> int:
         return self._new("cache", config.create_runtime_cache())
@@ -307,7 +325,7 @@ class _Below:
 
     def _config_kind(self, config: Any, kind: int, *_: int) -> bool:
         kinds = fake_tensorrt.DynamicShapesKernelSpecializationStrategy
-        config.dynamic_shapes_kernel_specialization_strategy = kinds(_int32(kind))
+        config.dynamic_shapes_kernel_specialization_strategy = kinds(int32(kind))
         return True
 
     # Contexts
@@ -319,15 +337,15 @@ class _Below:
         context.set_device_memory(memory % _WORD, size)
 
     def _context_set_input_shape(self, context: Any, name: int, shape: int, *_: int) -> bool:
-        dims = _Dims.from_address(shape)
-        return bool(context.set_input_shape(_read(name), tuple(dims.sizes[: dims.count])))
+        dims = Dims.from_address(shape)
+        return bool(context.set_input_shape(read(name), tuple(dims.sizes[: dims.count])))
 
     def _context_set_tensor_address(self, context: Any, name: int, memory: int, *_: int) -> bool:
-        return bool(context.set_tensor_address(_read(name), memory % _WORD))
+        return bool(context.set_tensor_address(read(name), memory % _WORD))
 
     def _context_infer_shapes(self, context: Any, most: int, names: int, *_: int) -> int:
         unset = context.infer_shapes()
-        assert len(unset) <= _int32(most)
+        assert len(unset) <= int32(most)
         for place, name in enumerate(unset):
             (ctypes.c_void_p * len(unset)).from_address(names)[place] = self._text(name)
         return len(unset)
@@ -341,10 +359,10 @@ class _Below:
         return asked is None or bool(asked(stream))
 
     def _context_profiler(self, context: Any, profiler: int, *_: int) -> None:
-        context.profiler = _Profiler(self.library, profiler, self._own_function)
+        context.profiler = _Profiler(self.library, profiler, self.own_function)
 
 
-_below = functools.cache(_Below)
+_below = functools.cache(_RuntimeBelow)
 
 
 class _Logger(fake_tensorrt.ILogger):
@@ -355,7 +373,8 @@ class _Logger(fake_tensorrt.ILogger):
         self._library, self._address, self._number = library, address, number
 
     def log(self, severity: Any, msg: str) -> None:
-        self._library.stub_log(self._address, self._number, int(severity), msg.encode())
+        text = ctypes.create_string_buffer(msg.encode())
+        self._library.stub_call(self._address, self._number, int(severity), ctypes.addressof(text), 0)
 
 
 class _Profiler(fake_tensorrt.IProfiler):
@@ -367,16 +386,16 @@ class _Profiler(fake_tensorrt.IProfiler):
         self._library.stub_report(self._address, self._number, layer_name.encode(), ms)
 
 
-def _int32(word: int) -> int:
+def int32(word: int) -> int:
     return ctypes.c_int32(word).value
 
 
-def _read(address: int) -> str:
+def read(address: int) -> str:
     return ctypes.string_at(address).decode()
 
 
 def _write(place: int, shape: tuple[int, ...]) -> int:
-    dims = _Dims.from_address(place)
+    dims = Dims.from_address(place)
     dims.count = len(shape)
     dims.sizes[: len(shape)] = shape
     return place

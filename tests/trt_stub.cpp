@@ -51,9 +51,9 @@ extern "C" {
 
 void stub_handler(Handler given) { handler = given; }
 void* stub_object() { return new Object; }
-// ILogger and IProfiler, which the bindings implement: their one virtual function of that number.
-void stub_log(void* logger, int number, int severity, char const* message) {
-  (*static_cast<void (***)(void*, int, char const*)>(logger))[number](logger, severity, message);
+// Of what the bindings implement (loggers, monitors, profilers): the virtual function of that number.
+Word stub_call(void* object, int number, Word a, Word b, Word c) {
+  return (*static_cast<Word (***)(void*, Word, Word, Word)>(object))[number](object, a, b, c);
 }
 void stub_report(void* profiler, int number, char const* layer, float ms) {
   (*static_cast<void (***)(void*, char const*, float)>(profiler))[number](profiler, layer, ms);
@@ -62,9 +62,13 @@ void stub_report(void* profiler, int number, char const* layer, float ms) {
 void* createInferRuntime_INTERNAL(void* logger, int) {
   return reinterpret_cast<void*>(handler(-1, reinterpret_cast<Word>(logger), 0, 0, 0, 0));
 }
-void* createInferBuilder_INTERNAL(void*, int) { return nullptr; }
+void* createInferBuilder_INTERNAL(void* logger, int) {
+  return reinterpret_cast<void*>(handler(-2, reinterpret_cast<Word>(logger), 0, 0, 0, 0));
+}
 void* createInferRefitter_INTERNAL(void*, void*, int) { return nullptr; }
-void* createNvOnnxParser_INTERNAL(void*, void*, int) { return nullptr; }
+void* createNvOnnxParser_INTERNAL(void* network, void* logger, int) {
+  return reinterpret_cast<void*>(handler(-3, reinterpret_cast<Word>(network), reinterpret_cast<Word>(logger), 0, 0, 0));
+}
 void* createNvOnnxParserRefitter_INTERNAL(void*, void*, int) { return nullptr; }
 void* getBuilderPluginRegistry(int) { return nullptr; }
 void* getPluginRegistry() { return nullptr; }

@@ -123,8 +123,10 @@ def test_the_network_is_strongly_typed_in_every_version(
     assert calls["profile"] == {"image": ((1, 3, 24, 40), (2, 3, 24, 40), (4, 3, 24, 40))}
     assert (tmp_path / "coarse.engine").read_bytes() == b"plan"
     assert timing.read_bytes() == b"timed"
-    timing.write_bytes(b"foreign")
-    assert build_here(request, os.getppid()).error == ""
+    for unusable in (b"foreign", b"no cache"):
+        timing.write_bytes(unusable)
+        assert build_here(request, os.getppid()).error == ""
+        assert timing.read_bytes() == b"timed"
 
 
 def test_where_a_gpu_is_the_inspector_lists_the_layers(

@@ -24,6 +24,8 @@ from mscope.runtime.result import Outcome
 ETA = 0.6
 LARGEST = 8
 
+pytestmark = pytest.mark.usefixtures("layer")
+
 
 @pytest.fixture
 def cuda(layer: str) -> FakeCuda:

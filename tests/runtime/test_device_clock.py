@@ -106,6 +106,7 @@ def test_an_empty_batch_has_no_times(scope: Scope, network: fakes.FakeNetwork) -
     assert scope.run(random_batch(network, 0), 0.0).device is None
 
 
+@pytest.mark.usefixtures("layer")
 def test_plain_vim(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     network = fakes.FakeNetwork(fakes.fake_config(arch="vim"))
     cuda = FakeCuda()

@@ -180,7 +180,7 @@ def _timing_cache(config: Any, request: EngineRequest) -> Any:
         return None
     path = Path(request.timing_cache)
     cache = config.create_timing_cache(path.read_bytes() if path.is_file() else b"")
-    if not config.set_timing_cache(cache, False):
+    if cache is None or not config.set_timing_cache(cache, False):
         cache = config.create_timing_cache(b"")
         config.set_timing_cache(cache, False)
     return cache

@@ -138,7 +138,10 @@ def test_cuda_python_newer_than_the_driver(bare: FakeHost) -> None:
     host = dataclasses.replace(bare, packages={"cuda-python": "13.1.0"}, libraries={"libcuda.so.1": FakeDriver(12060)})
     found = nvidia.probe_cuda_python(host)
     assert (found.level, found.mend) == ("warning", "pip install 'cuda-python<13'")
-    assert nvidia.probe_cuda_python(dataclasses.replace(host, packages={"cuda-python": "12.9.0"})).level == "ok"
+    for version, level in (("12.9.0", "ok"), ("12.6.2.post1", "ok"), ("12.6.0", "broken"), ("11.8.7", "broken")):
+        found = nvidia.probe_cuda_python(dataclasses.replace(host, packages={"cuda-python": version}))
+        assert found.level == level
+    assert found.mend == "pip install --upgrade 'cuda-python>=12.6.2'"
 
 
 def test_toolkit(bare: FakeHost) -> None:

@@ -20,6 +20,7 @@ _JETSON_FOLDERS = ("usr/lib/aarch64-linux-gnu/nvidia", "usr/lib/aarch64-linux-gn
 _TRT_DISTRIBUTIONS = ("tensorrt", "tensorrt-cu13", "tensorrt-cu12")
 _RTX_LIBRARIES = ("tensorrt-rtx-cu13-libs", "tensorrt-rtx-cu12-libs")
 _DLA = "libnvdla_compiler.so"
+_OLDEST_CUDA_PYTHON = (12, 6, 2)
 
 
 def l4t_release(host: Host) -> str | None:
@@ -186,10 +187,14 @@ def _on_loader_path(host: Host, name: str) -> bool:
 
 
 def probe_cuda_python(host: Host) -> Finding:
-    """cuda-python, and whether the driver is new enough for it."""
+    """cuda-python, whether it is new enough, and the driver for it."""
     version = host.version("cuda-python", "cuda-bindings")
     if version is None:
         return Finding("cuda-python", "missing", "not installed", "pip install 'mambascope-deploy[gpu]'")
+    if tuple(int(number) for number in re.findall(r"\d+", version)[:3]) < _OLDEST_CUDA_PYTHON:
+        oldest = ".".join(map(str, _OLDEST_CUDA_PYTHON))
+        mend = f"pip install --upgrade 'cuda-python>={oldest}'"
+        return Finding("cuda-python", "broken", f"{version} is too old: {oldest} is the first with cuda.bindings", mend)
     driver = probe_driver(host)
     found = re.search(r"for CUDA (\d+)\.", driver.detail)
     major = int(version.split(".")[0])

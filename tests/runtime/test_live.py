@@ -20,6 +20,7 @@ from mscope.core.errors import InputError
 from mscope.runtime import Scope
 from mscope.runtime.deadline import Deadline
 from mscope.runtime.session import RunOptions, run_items
+from mscope.runtime.video import live
 from mscope.runtime.video.live import LatestFrame, live_frames
 from mscope.runtime.video.stream import Stream, live_stream
 
@@ -108,6 +109,14 @@ def test_nobody_there(tmp_path: Path) -> None:
         list(live_frames(stream("tcp://127.0.0.1:9")))
     with pytest.raises(InputError, match=r"^camera:999: no such camera; this machine has "):
         list(live_frames(stream("camera:999")))
+
+
+def test_a_reader_without_pyav_tells_the_one_who_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "av", None)
+    latest = LatestFrame()
+    live._read(stream("camera:0"), 1, latest, threading.Event(), live._Damage(), time.perf_counter)
+    with pytest.raises(ModuleNotFoundError, match="av"):
+        latest.take()
 
 
 def test_a_camera_that_says_nothing(film: Path, monkeypatch: pytest.MonkeyPatch) -> None:

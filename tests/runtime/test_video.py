@@ -355,11 +355,12 @@ def test_options_that_do_not_go_together(
     assert message in err
 
 
+@pytest.mark.parametrize("source", ["clip", "camera:0"])
 def test_without_the_package_the_error_names_the_extra(
-    capfd: pytest.CaptureFixture[str], bundle: Path, clip: Path, monkeypatch: pytest.MonkeyPatch
+    source: str, capfd: pytest.CaptureFixture[str], bundle: Path, clip: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "av", None)
-    status, _, err = run(capfd, clip, "--bundle", bundle)
+    status, _, err = run(capfd, clip if source == "clip" else source, "--bundle", bundle)
     assert (status, err.count("\n")) == (1, 1)
     assert "pip install 'mambascope-deploy[video]'" in err
 

@@ -133,17 +133,19 @@ class _Damage:
 def _read(
     stream: Stream, every: int, latest: LatestFrame, stop: threading.Event, damage: _Damage, clock: Clock
 ) -> None:
-    import av
-
+    # Whatever goes wrong, PyAV missing among it, goes to the one who waits, who would else wait for ever.
     try:
-        with opened(stream) as (container, video):
-            for index, picture in enumerate(decoded(container, video, damage.count)):
-                if stop.is_set():
-                    break
-                if index % every == 0:
-                    latest.put(index, clock(), picture)
-    except av.FFmpegError as error:
-        latest.end(InputError(f"{stream.source}: broke off ({reason_of(error)})"))
+        import av
+
+        try:
+            with opened(stream) as (container, video):
+                for index, picture in enumerate(decoded(container, video, damage.count)):
+                    if stop.is_set():
+                        break
+                    if index % every == 0:
+                        latest.put(index, clock(), picture)
+        except av.FFmpegError as error:
+            raise InputError(f"{stream.source}: broke off ({reason_of(error)})") from error
     except BaseException as error:
         latest.end(error)
     else:

@@ -113,6 +113,26 @@ def test_unknown_architectures_are_refused(monkeypatch: pytest.MonkeyPatch) -> N
     assert build_cuda.architectures() == (("90",), ())
 
 
+def test_an_older_nvcc_builds_for_what_it_knows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """CUDA 12.4 to 12.6, of JetPack 6.2; one that says nothing is trusted to know all."""
+    monkeypatch.delenv(build_cuda.ARCHS, raising=False)
+    fake = tmp_path / "nvcc"
+
+    def known(*names: str, only: tuple[str, ...] = ()) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        lines = "".join(f"echo compute_{name}\n" for name in names)
+        fake.write_text(f"#!/bin/sh\n{lines}", encoding="utf-8")
+        fake.chmod(0o755)
+        return build_cuda.known_architectures(build.Compiler((str(fake),), ""), only)
+
+    older = ("50", "75", "80", "86", "87", "89", "90")
+    assert known(*older) == (("75", "80", "86", "87", "89", "90"), ("90",))
+    assert known(*older, "100", "120") == (ARCHITECTURES, PTX)
+    assert known() == (ARCHITECTURES, PTX)
+    assert known(*older, only=("87",)) == (("87",), ())
+    with pytest.raises(build.BuildError, match="nvcc does not know the architectures 120: take a newer CUDA toolkit"):
+        known(*older, only=("87", "120"))
+
+
 def test_without_nvcc_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NVCC", "no-such-compiler")
     with pytest.raises(build.BuildError, match="install the CUDA toolkit"):

@@ -15,7 +15,7 @@ import pytest
 import trt_library
 from mscope.core.console import run_app
 from mscope.core.errors import BackendError, InputError
-from mscope.plugins import build, build_cuda, build_over_cuda, build_trt, find, trt, trt_check
+from mscope.plugins import build, build_trt, find, trt, trt_check
 from mscope.plugins.trt_options import PluginBuild
 
 
@@ -105,20 +105,6 @@ def test_headers_that_the_environment_names(tmp_path: Path, monkeypatch: pytest.
     assert build_trt.include_dir() == tmp_path
     monkeypatch.delenv(build_trt.TENSORRT_INCLUDE_DIR)
     assert build_trt.include_dir() is None
-
-
-def test_an_older_nvcc_builds_for_what_it_knows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """CUDA 12.6, of JetPack 6.2."""
-    monkeypatch.delenv(build_cuda.ARCHS, raising=False)
-    fake = tmp_path / "nvcc"
-
-    def knows(*names: str) -> tuple[str, ...]:
-        fake.write_text("#!/bin/sh\nprintf 'compute_%s\\n' " + " ".join(names) + "\n", encoding="utf-8")
-        fake.chmod(0o755)
-        return build_over_cuda.known_architectures(build.Compiler((str(fake),), ""))
-
-    assert knows("50", "75", "80", "86", "87", "89", "90") == ("75", "80", "86", "87", "89", "90")
-    assert knows("75", "80", "86", "87", "89", "90", "100", "120") == ()
 
 
 def test_a_missing_library_is_named_with_its_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

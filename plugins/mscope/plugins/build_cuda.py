@@ -3,8 +3,8 @@
 The command also makes the ops for ONNX Runtime's CUDA provider over them (build_ort_cuda.py).
 
 One library serves every GPU from Turing on: machine code for the architectures in ARCHITECTURES, and PTX, which the
-driver compiles on first use, for what lies between and after them. MSCOPE_CUDA_ARCHS="90" builds for that one only, to
-save time while developing.
+driver compiles on first use, for what lies between and after them. An nvcc that does not know one of them leaves it
+out. MSCOPE_CUDA_ARCHS="90" builds for that one only, to save time while developing.
 """
 
 from __future__ import annotations
@@ -32,6 +32,8 @@ log = logging.getLogger(__name__)
 NAME = "cuda"
 #: Environment variable: architectures to build for instead of all, as "75 90".
 ARCHS = "MSCOPE_CUDA_ARCHS"
+#: The first toolkit whose runtime has the conditional nodes that the selection sets.
+OLDEST_TOOLKIT = "12.4"
 
 ARCHITECTURES = ("75", "80", "86", "87", "89", "90", "120")
 # 90 covers 100 to 110, which run no machine code of another major version; the newest covers what is to come.
@@ -67,7 +69,9 @@ def find_nvcc() -> build.Compiler:
         result = subprocess.run([*words, "--version"], capture_output=True, text=True, check=False)
         if result.returncode == 0:
             return build.Compiler(tuple(words), result.stdout.strip())
-    raise BuildError("no working nvcc: install the CUDA toolkit (12.8 or newer), or set NVCC to its compiler")
+    raise BuildError(
+        f"no working nvcc: install the CUDA toolkit ({OLDEST_TOOLKIT} or newer), or set NVCC to its compiler"
+    )
 
 
 def architectures(only: Sequence[str] = ()) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -78,6 +82,25 @@ def architectures(only: Sequence[str] = ()) -> tuple[tuple[str, ...], tuple[str,
         source = "--arch" if only else ARCHS
         raise BuildError(f"{source} names {', '.join(unknown)}: choose from {', '.join(ARCHITECTURES)}")
     return (chosen, ()) if chosen else (ARCHITECTURES, PTX)
+
+
+def known_architectures(nvcc: build.Compiler, only: Sequence[str] = ()) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Those of `architectures` that this nvcc compiles for; CUDA 12.6, of JetPack 6.2, does not know 120.
+
+    Raises:
+        BuildError: one that was asked for by name is not among them.
+    """
+    real, virtual = architectures(only)
+    result = subprocess.run([*nvcc.command, "--list-gpu-arch"], capture_output=True, text=True, check=False)
+    known = {line.strip().removeprefix("compute_") for line in result.stdout.splitlines()}
+    missing = ", ".join(name for name in real if name not in known)
+    if not known or not missing:
+        return real, virtual
+    said = f"{nvcc.command[0]} does not know the architectures {missing}"
+    if not virtual:
+        raise BuildError(f"{said}: take a newer CUDA toolkit, or leave them out")
+    log.warning("%s: the library is built without them", said)
+    return tuple(name for name in real if name in known), tuple(name for name in virtual if name in known)
 
 
 def sources(root: Path) -> list[Path]:
@@ -166,7 +189,7 @@ def parse_resources(report: str) -> list[Resources]:
 def _compile_and_link(
     nvcc: build.Compiler, root: Path, scratch: Path, only: Sequence[str]
 ) -> tuple[Path, list[Resources]]:
-    real, virtual = architectures(only)
+    real, virtual = known_architectures(nvcc, only)
     targets = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in real]
     targets += [f"-gencode=arch=compute_{a},code=compute_{a}" for a in virtual]
     holds = " ".join([*real, *(f"ptx{a}" for a in virtual)])

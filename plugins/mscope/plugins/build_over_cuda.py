@@ -72,23 +72,6 @@ def build_kernels(output: Path, only: Sequence[str]) -> Path:
     return build_cuda.archive_path(build_cuda.build_cuda(folder, only=only))
 
 
-def known_architectures(nvcc: build.Compiler) -> tuple[str, ...]:
-    """Those of build_cuda.ARCHITECTURES that this nvcc compiles for; () where it knows all, and PTX comes with them.
-
-    CUDA 12.6, which JetPack 6.2 has, does not know compute capability 12.0.
-    """
-    if os.environ.get(build_cuda.ARCHS):
-        return ()  # chosen by hand
-    result = subprocess.run([*nvcc.command, "--list-gpu-arch"], capture_output=True, text=True, check=False)
-    listed = {line.strip().removeprefix("compute_") for line in result.stdout.splitlines()}
-    known = tuple(name for name in build_cuda.ARCHITECTURES if name in listed)
-    if not known or known == build_cuda.ARCHITECTURES:
-        return ()
-    missing = ", ".join(name for name in build_cuda.ARCHITECTURES if name not in listed)
-    log.warning("this nvcc does not know the architectures %s: the library is built without them", missing)
-    return known
-
-
 def run_nvcc(command: Sequence[str]) -> None:
     """Runs nvcc; what it says is logged. Raises BuildError with its last lines."""
     result = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)

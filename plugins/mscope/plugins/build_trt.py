@@ -12,7 +12,7 @@ from pathlib import Path
 
 from mscope.plugins import build, build_cuda
 from mscope.plugins.build import BuildError
-from mscope.plugins.build_over_cuda import Recipe, build_kernels, known_architectures, run_nvcc
+from mscope.plugins.build_over_cuda import Recipe, build_kernels, run_nvcc
 from mscope.plugins.trt_options import PluginBuild
 
 NAME = "trt"
@@ -76,7 +76,7 @@ def build_trt(options: PluginBuild | None = None) -> Path:
     """
     options = options or PluginBuild()
     root, nvcc, headers = build.sources_dir(), build_cuda.find_nvcc(), include_dir(options.include)
-    output, only = options.output or build.OUTPUT, options.only or known_architectures(nvcc)
+    output, only = options.output or build.OUTPUT, options.only
     library = build.library_path(NAME, output)
     parts = recipe(root, headers)
     stamp, expected = library.with_name(library.name + ".stamp"), parts.identity(nvcc, root, only)

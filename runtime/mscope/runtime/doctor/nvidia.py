@@ -105,7 +105,7 @@ def probe_toolkit(host: Host) -> Finding:
         "CUDA toolkit",
         "missing",
         "no nvcc: needed only to build the CUDA kernels and the TensorRT plugins",
-        "install the CUDA toolkit 12.8 or newer, or set CUDA_HOME",
+        "install the CUDA toolkit 12.4 or newer, or set CUDA_HOME",
     )
 
 

@@ -10,9 +10,11 @@ Imports neither torch nor onnx; what it does import comes at first use, so that 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
+# What typing.TYPE_CHECKING is: importing typing would take longer than all that comes before Ctrl-C is looked after.
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from mscope.runtime.result import Guess, Outcome, Result
     from mscope.runtime.scope import Scope
 

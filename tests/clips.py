@@ -15,6 +15,10 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from mscope.runtime.video.clip import clip_frames
+from mscope.runtime.video.frame import Frame
+from mscope.runtime.video.stream import Stream
+
 av = pytest.importorskip("av", reason="videos need PyAV: pip install '.[video]'")
 
 _MS = Fraction(1, 1000)
@@ -51,6 +55,16 @@ def write_clip(
                 container.mux(packet)
         for packet in stream.encode():
             container.mux(packet)
+
+
+def stream(path: Path) -> Stream:
+    """A video as a source."""
+    return Stream(str(path), str(path))
+
+
+def frames(path: Path, every: int = 1, limit: int | None = None) -> list[Frame]:
+    """The frames of a video as the runtime reads them."""
+    return list(clip_frames(stream(path), every, limit))
 
 
 def turn_clockwise(path: Path) -> None:

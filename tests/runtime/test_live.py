@@ -202,3 +202,29 @@ def test_a_camera_takes_the_place_of_a_picture(bundle: Path, film: Path, network
     assert all(result.source == address and result.frame is not None for result in found)
     # Converting and resizing: decoding happened in the reader's thread.
     assert all(result.latency_ms["preprocess"] > 0 for result in found)
+
+
+@pytest.mark.parametrize(
+    ("argument", "address", "device"),
+    [
+        ("camera:0", "/dev/video0", True),
+        ("camera", "/dev/video0", True),
+        ("cam:12", "/dev/video12", True),
+        ("/dev/video3", "/dev/video3", True),
+        ("rtsp://host:554/a?b=c", "rtsp://host:554/a?b=c", False),
+        ("udp://127.0.0.1:5000", "udp://127.0.0.1:5000", False),
+    ],
+)
+def test_live_streams_by_name(argument: str, address: str, device: bool) -> None:
+    assert live_stream(argument) == Stream(argument, address, live=True, device=device)
+
+
+def test_names_that_are_no_live_stream() -> None:
+    assert [live_stream(name) for name in ("0", "camera.jpg", "camera:", "cameras", "/dev/null", "file:///x")] == [
+        None
+    ] * 6
+
+
+def test_a_password_is_not_repeated() -> None:
+    found = live_stream("rtsp://me:secret@host/stream")
+    assert found == Stream("rtsp://host/stream", "rtsp://me:secret@host/stream", live=True)

@@ -30,6 +30,9 @@ def attach_functions(model: onnx.ModelProto) -> None:
     `del model.functions[:]` takes them out again, for an engine that has kernels and must not see the bodies.
     """
     del model.functions[:]
+    for node in model.graph.node:
+        while node.domain == OP_DOMAIN and not node.input[-1]:
+            node.input.pop()
     model.functions.extend(functions_for(model.graph))
 
 
@@ -64,8 +67,11 @@ def _function(name: str, form: tuple[bool, ...]) -> onnx.FunctionProto:
     return bidirectional_scan_function()
 
 
-def _parse(name: str, body: str, attributes: str = "", header: str = _HEADER) -> onnx.FunctionProto:
-    inputs = ", ".join(text.rstrip("?") for text in OP_INPUTS[name])
+def _parse(
+    name: str, body: str, attributes: str = "", header: str = _HEADER, *, given: int | None = None
+) -> onnx.FunctionProto:
+    """`given`: how many inputs a node has, where its last ones are left out; TensorRT wants as many here as there."""
+    inputs = ", ".join(text.rstrip("?") for text in OP_INPUTS[name][:given])
     results = ", ".join(OP_OUTPUTS[name])
     body = re.sub(r"value_ints = \[([^\]]*)\]", _as_tensor, body)
     function = onnx.parser.parse_function(f"{header} {name} {attributes} ({inputs}) => ({results}) {{ {body} }}")
@@ -118,7 +124,7 @@ def conv_function(*, bidirectional: bool = True) -> onnx.FunctionProto:
         flat = Reshape<allowzero = 1>(stacked, shape)
         x = CastLike(flat, xz)
     """
-    return _parse(OP_CONV, body)
+    return _parse(OP_CONV, body, given=None if bidirectional else 3)
 
 
 def _taps(suffix: str, weight: str, bias: str, windows: range) -> str:
@@ -327,4 +333,5 @@ def scan_function(*, gated: bool, biased: bool) -> onnx.FunctionProto:
         {gate}
         y = CastLike(result, x)
     """
-    return _parse(OP_SCAN, body, "<reverse: int = 0, delta_softplus: int = 1>")
+    given = len(OP_INPUTS[OP_SCAN]) if biased else 7 if gated else 6
+    return _parse(OP_SCAN, body, "<reverse: int = 0, delta_softplus: int = 1>", given=given)

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from mscope.model import scan
 from mscope.model.sequence import Gaps
+from mscope.model.softplus import softplus
 
 if TYPE_CHECKING:
     from mscope.model.mixer import Mixer
@@ -51,7 +52,7 @@ def idle_step(conv: nn.Conv1d, x_proj: nn.Linear, dt_proj: nn.Linear) -> Tensor:
     """(C,): delta of a token of zeros with zeros before it, which SiLU(conv) makes SiLU of its bias."""
     assert conv.bias is not None
     dt = F.linear(F.silu(conv.bias), x_proj.weight[: dt_proj.in_features])
-    return _softplus(F.linear(dt, dt_proj.weight, dt_proj.bias))
+    return softplus(F.linear(dt, dt_proj.weight, dt_proj.bias))
 
 
 def _repeated(
@@ -72,15 +73,8 @@ def _idled(
 
 
 def _step_inputs(dbc: Tensor, dt_proj: nn.Linear, A: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    # Slices: torch's split becomes a sequence of tensors in ONNX, which few engines have.
-    rank, states = dt_proj.in_features, A.shape[1]
-    delta = _softplus(dt_proj(dbc[..., :rank]))
-    return delta, dbc[..., rank : rank + states], dbc[..., rank + states :]
-
-
-def _softplus(v: Tensor) -> Tensor:
-    """max(v, 0) + log(1 + exp(-|v|)), within one rounding of 1; ONNX Runtime's own Softplus takes 3.5 times as long."""
-    return F.relu(v) + torch.log(1 + torch.exp(-v.abs()))
+    dt, B, C = scan.split_dbc(dbc, dt_proj.in_features, A.shape[1])
+    return softplus(dt_proj(dt)), B, C
 
 
 def _scan(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor, reverse: bool) -> Tensor:

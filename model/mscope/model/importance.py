@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mscope.core.config import ModelConfig
+from mscope.model.softplus import softplus
 
 
 def token_scores(y: Tensor, config: ModelConfig) -> Tensor:
@@ -20,9 +21,9 @@ def token_scores(y: Tensor, config: ModelConfig) -> Tensor:
         return F.softplus(y.amax(dim=-1))
     if config.metric == "topk":
         largest = torch.topk(y, min(config.metric_topk, y.shape[-1]), dim=-1).values
-        return F.softplus(largest).mean(dim=-1)
+        return softplus(largest).mean(dim=-1)
     if config.metric == "softplus":
-        return F.softplus(y).mean(dim=-1)
+        return softplus(y).mean(dim=-1)
     if config.metric == "clip":
         return F.relu(y).mean(dim=-1)
     if config.metric == "raw":

@@ -195,19 +195,25 @@ def directions_of(both: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
     return forward, backward
 
 
+def split_dbc(dbc: Tensor, dt_rank: int, d_state: int) -> tuple[Tensor, Tensor, Tensor]:
+    """dt (..., R), B (..., N) and C (..., N) of what x_proj gives, (..., R + 2N)."""
+    # Slices: torch's split becomes a sequence of tensors in ONNX, which few engines have.
+    return dbc[..., :dt_rank], dbc[..., dt_rank : dt_rank + d_state], dbc[..., dt_rank + d_state :]
+
+
 def direction(
     x: Tensor, dbc: Tensor, dt_weight: Tensor, dt_bias: Tensor, A: Tensor, D: Tensor, z: Tensor | None,
     *, reverse: bool = False,
 ) -> Tensor:  # fmt: skip
     """One direction from x_proj's output: delta = dt @ dt_weight^T, then the scan. Shapes as above; (B, L, C)."""
-    dt_rank, d_state = dt_weight.shape[1], A.shape[1]
-    dt, B, C = dbc.split([dt_rank, d_state, d_state], dim=-1)
-    delta = F.linear(dt, dt_weight)
+    dt, B, C = split_dbc(dbc, dt_weight.shape[1], A.shape[1])
     if torch.compiler.is_exporting():
         from mscope.model import torch_ops
 
-        return torch_ops.selective_scan(x, delta, A, B, C, D, z, dt_bias, reverse, True)
-    return selective_scan(x, delta, A, B, C, D, z, dt_bias, reverse=reverse)
+        # Without a gate the bias is added here: TensorRT refuses a node that leaves out an input before its last one.
+        delta = F.linear(dt, dt_weight, dt_bias if z is None else None)
+        return torch_ops.selective_scan(x, delta, A, B, C, D, z, None if z is None else dt_bias, reverse, True)
+    return selective_scan(x, F.linear(dt, dt_weight), A, B, C, D, z, dt_bias, reverse=reverse)
 
 
 def _reference_scan(

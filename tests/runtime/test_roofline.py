@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -94,7 +95,7 @@ def test_the_cpu_s_range_holds_the_trunk_on_one_thread() -> None:
 @pytest.mark.parametrize("device", sorted(GPUS))
 def test_more_work_takes_longer_and_the_range_is_one(device: str) -> None:
     gpu = GPUS[device]
-    for precision in ("fp16", "fp32"):
+    for precision in ("fp16", "fp32", "int8"):
         for stage in STAGES:
             last = (0.0, 0.0)
             for side in SWEEP_RESOLUTIONS:
@@ -129,6 +130,25 @@ def test_it_never_beats_the_data_sheet() -> None:
         assert found.best_ms > floor
 
 
+def test_int8_speeds_up_the_products_and_nothing_else() -> None:
+    for gpu in GPUS.values():
+        for size in ("ti", "b"):
+            fp32, int8 = (predict(config_for(size), "full", gpu, batch=8, precision=p) for p in ("fp32", "int8"))
+            floor = predict(config_for(size), "full", replace(gpu, int8_tops=1e9), batch=8, precision="int8")
+            assert floor.best_ms <= int8.best_ms < fp32.best_ms
+            scan = [entry.limits.get("scan", 0.0) * (entry.best_ms + entry.worst_ms) for entry in (fp32, int8)]
+            assert scan[0] == pytest.approx(scan[1])
+    # A kernel that rounds for each of 74 products, at worst: its start alone at batch 1.
+    nano = GPUS["orin-nano-8"]
+    fp32, int8 = (predict(config_for("ti"), "full", nano, precision=p) for p in ("fp32", "int8"))
+    ratio = (int8.limits["kernel starts"] * (int8.best_ms + int8.worst_ms)) / (
+        fp32.limits["kernel starts"] * (fp32.best_ms + fp32.worst_ms)
+    )
+    starts = 24 * (3 + 1 + 1) + 2
+    best, worst = starts + 24, starts + 24 * 3
+    assert ratio == pytest.approx((best * 2.5 + (worst + 74) * 7.0) / (best * 2.5 + worst * 7.0))
+
+
 def test_orin_s_figures_are_the_published_ones() -> None:
     """Published sparse int8 TOPS of the GPU and float32 TFLOPS; the table computes from width and clock."""
     for name, tops, tflops in (
@@ -140,6 +160,7 @@ def test_orin_s_figures_are_the_published_ones() -> None:
         ("orin-nano-4", 20, 0.6),
     ):
         assert GPUS[name].fp16_tflops == pytest.approx(tops / 4, rel=0.03)
+        assert GPUS[name].int8_tops == pytest.approx(tops / 2, rel=0.03)
         assert GPUS[name].fp32_tflops == pytest.approx(tflops, rel=0.07)
     assert all(target in GPUS for target in ALIASES.values())
     assert all(gpu.source.startswith("https://") for gpu in GPUS.values())
@@ -196,6 +217,7 @@ def test_plain_vim_has_one_path() -> None:
     [
         ({"device": "gameboy"}, "unknown device 'gameboy': one of cpu, h100"),
         ({"device": "cpu"}, "fp32"),
+        ({"device": "cpu", "precision": "int8"}, "of the CPU fp32 alone is predicted, not int8: measure"),
         ({"device": "cpu", "precision": "fp32", "threads": 8}, "1 or 2 threads"),
         ({"batch": 0}, "batch"),
         ({"fps": 0.0}, "--fps"),

@@ -18,7 +18,7 @@ from mscope.core.geometry import coarse_grid, fine_grid, regions_refined, token_
 from mscope.runtime.profiling.devices import Cpu, Gpu, Range
 
 StageName = Literal["coarse", "fine", "full"]
-Precision = Literal["fp32", "fp16"]
+Precision = Literal["fp32", "fp16", "int8"]
 Kind = Literal["product", "scan", "conv", "other"]
 
 # What well and badly tuned kernels reach of a tile's peak on the tensor cores or lanes, and of the memory's bandwidth.
@@ -33,6 +33,8 @@ _SPLIT = 4
 _SCAN_CYCLES = Range(16.0, 40.0)
 _SCAN_FULL = Range(1.5, 2.5)
 _SFU = 16
+# Bytes of a float32.
+_WIDE = 4
 # Small kernels of a block beside products, convolution and scan: norm and residual sum in one, or in three.
 _SMALL = Range(1, 3)
 
@@ -130,8 +132,7 @@ def predict(
     """The latency of a stage, without preprocessing, transfer of the image and the decision on the host.
 
     Raises:
-        InputError: a ViM whose tokens are reduced, a batch below 1, or fp16 on the CPU, whose kernels compute in
-            float32.
+        InputError: a ViM whose tokens are reduced, a batch below 1, or another precision than fp32 on the CPU.
     """
     if config.reductions:
         raise InputError(
@@ -142,7 +143,7 @@ def predict(
         raise InputError(f"a batch is 1 image or more, got {batch}")
     if isinstance(device, Cpu):
         if precision != "fp32":
-            raise InputError(f"the CPU computes in fp32, not {precision}")
+            raise InputError(f"of the CPU fp32 alone is predicted, not {precision}: measure that with 'mscope-profile'")
         if threads not in (1, 2):
             raise InputError(f"the CPU's rates are known for 1 or 2 threads, not {threads}")
     sums: dict[str, float] = {}
@@ -164,27 +165,38 @@ def predict(
 
 def _gpu_costs(work: Work, device: Gpu, good: bool, precision: Precision) -> dict[str, float]:
     """Seconds by what limits: kernels' starts, and the longer of arithmetic and memory."""
-    width = 2 if precision == "fp16" else 4
-    moved = width * (work.elements + work.weights)
+    activations, weights = _bytes(work, precision)
     # What stays in the cache between two kernels is not read from memory again, if all goes well.
-    if good and width * work.elements < device.cache_mb * 1e6 / 2:
-        moved = width * work.weights
+    stays = good and activations < device.cache_mb * 1e6 / 2
+    moved = weights + (0 if stays else activations)
+    kernels = _end(_SMALL, good) if work.kind == "other" else 1
+    if precision == "int8" and work.kind == "product" and not good:
+        # Rounding to int8 is a kernel of its own where it cannot be joined to what comes before, such as a plugin.
+        kernels += 1
+        moved += (_WIDE + 1) * work.rows * work.depth
     memory = moved / (device.bandwidth_gb_s * 1e9 * _end(_BANDWIDTH, good))
     compute = 0.0
     if work.kind == "product":
         compute = _product_seconds(work, device, good, precision)
     elif work.kind == "scan":
         compute = _scan_seconds(work, device, good)
-    kernels = _end(_SMALL, good) if work.kind == "other" else 1
     found = {"kernel starts": work.times * kernels * _end(device.kernel_us, good) * 1e-6}
     name = "memory" if memory >= compute else "scan" if work.kind == "scan" else "arithmetic"
     found[name] = work.times * max(memory, compute)
     return found
 
 
+def _bytes(work: Work, precision: Precision) -> tuple[int, int]:
+    """What a kernel reads and writes, and its weights. In int8 only the products are low: the rest is float32."""
+    if precision == "int8" and work.kind == "product":
+        return work.rows * work.depth + _WIDE * work.rows * work.columns, work.weights
+    width = 2 if precision == "fp16" else _WIDE
+    return width * work.elements, width * work.weights
+
+
 def _product_seconds(work: Work, device: Gpu, good: bool, precision: Precision) -> float:
     # Engines are built without TF32 (docs/decisions.md): fp32 is the lanes' rate, not the tensor cores'.
-    peak = device.fp16_tflops if precision == "fp16" else device.fp32_tflops
+    peak = {"fp32": device.fp32_tflops, "fp16": device.fp16_tflops, "int8": device.int8_tops}[precision]
     one = peak * 1e12 * _end(_COMPUTE, good) / device.multiprocessors
     tiles = math.ceil(work.rows / _TILE) * math.ceil(work.columns / _TILE)
     flops = 2.0 * _TILE * _TILE * work.depth

@@ -27,6 +27,7 @@ class PrecisionName(str, Enum):
 
     fp32 = "fp32"
     fp16 = "fp16"
+    int8 = "int8"
 
 
 def predict(
@@ -91,7 +92,7 @@ def predict(
         changes = {"alpha": alpha, "height": resolution, "width": resolution}
         config = config_for(size, arch, **{name: value for name, value in changes.items() if value is not None})
     default: Precision = "fp32" if device == "cpu" else "fp16"
-    chosen: Precision = default if precision is None else "fp32" if precision is PrecisionName.fp32 else "fp16"
+    chosen: Precision = default if precision is None else precision.value
     asked = Question(
         config=config, device=device, precision=chosen, batch=batch, fps=fps, eta=eta, exit_rate=exit_rate,
         threads=threads,

@@ -23,6 +23,7 @@ _GPU_ASSUMPTIONS = (
     "30 to 70 % of the arithmetic peak, 50 to 85 % of the bandwidth, tiles of 64 x 64 that one multiprocessor makes",
     "clocks at the mode's highest: no throttling, nothing else on the device",
 )
+_INT8_ASSUMPTION = "every product in int8, all else in float32; at worst a kernel more for each product, which rounds"
 _CPU_ASSUMPTIONS = (
     "native kernels in ONNX Runtime on one or two cores of the processor named, nothing else on it",
     "rates of matrix products and of the scan as measured one by one on that processor",
@@ -148,6 +149,8 @@ def answer(question: Question) -> Answer:
             "plain": spans["full"],
         }
     own = _CPU_ASSUMPTIONS if isinstance(device, Cpu) else _GPU_ASSUMPTIONS
+    if question.precision == "int8":
+        own = (*own, _INT8_ASSUMPTION)
     words = (*_frames(question, device.name, paths), *_mean(question, paths), *_against_plain(question, stages))
     return Answer(question, device.name, device.source, stages, paths, words, (*own, *_ALL_ASSUMPTIONS))
 

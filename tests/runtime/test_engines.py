@@ -174,6 +174,21 @@ def test_engines_of_the_stages_swapped(gpu: dict[str, FakeTensorRT], folder: Pat
     assert "its record says stage fine, the manifest coarse" in refusal(folder, BundleError)
 
 
+def test_an_engine_of_another_model(
+    gpu: dict[str, FakeTensorRT], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Vouched for by the manifest, read by TensorRT, and without our first input."""
+    fake_tensorrt.add_engines(folder)
+    made = fake_tensorrt.ICudaEngine.__init__
+
+    def another(self: Any, *arguments: Any) -> None:
+        made(self, *arguments)
+        self.tensors["pixels"] = self.tensors.pop("image")
+
+    monkeypatch.setattr(fake_tensorrt.ICudaEngine, "__init__", another)
+    assert re.search(r"coarse.*: inputs are \[\], expected \['image'\]", refusal(folder))
+
+
 def test_profiles_of_the_stages_differ(gpu: dict[str, FakeTensorRT], folder: Path, network: fakes.FakeNetwork) -> None:
     """Batches that both take are run; where there is none, that is said."""
     fake_tensorrt.add_engines(folder, batch=(2, 4, 8))

@@ -105,8 +105,10 @@ class EngineRunner(DeviceRunner):
             raise BackendError(f"{refused(what, log.take())}: {rebuild(self._flavour, self.path)}")
         if self._engine.num_optimization_profiles < 1:
             raise BackendError(f"{self.path.name} has no optimisation profile: {rebuild(self._flavour, self.path)}")
-        smallest, _, largest = self._engine.get_tensor_profile_shape("image", _PROFILE)
-        self.smallest, self.largest = int(smallest[0]), int(largest[0])
+        names = [self._engine.get_tensor_name(index) for index in range(self._engine.num_io_tensors)]
+        if "image" in names:  # else the check of what is declared says what is there instead
+            smallest, _, largest = self._engine.get_tensor_profile_shape("image", _PROFILE)
+            self.smallest, self.largest = int(smallest[0]), int(largest[0])
         self._memory = Memory(self.device)
         size = int(self._engine.device_memory_size_v2)
         self._scratch = (self._memory.on_device(size, f"{self.path.name}'s activations"), size)

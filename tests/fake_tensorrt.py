@@ -110,6 +110,7 @@ class FakeTensorRT:
 
     Attributes:
         capture_refused: engines do something that a capture forbids.
+        shapes_refused: engines cannot infer the shapes of what is in them.
         contexts: all that were made, in order.
     """
 
@@ -120,7 +121,7 @@ class FakeTensorRT:
     def __init__(self, cuda: FakeCuda, network: FakeNetwork, flavour: str = "tensorrt") -> None:
         self.cuda, self.network, self.flavour = cuda, network, flavour
         self.__version__ = VERSION[flavour]
-        self.capture_refused = False
+        self.capture_refused = self.shapes_refused = False
         self.no_memory = False
         self.contexts: list[IExecutionContext] = []
         self.scratch_used: dict[int, tuple[int, int]] = {}  # by its address, the work that was queued on it last
@@ -238,6 +239,9 @@ class IExecutionContext:
         return True
 
     def infer_shapes(self) -> list[str]:
+        if self._engine.module.shapes_refused:
+            self._engine.logger.log(Severity.ERROR, "Error Code 7: broadcast dimensions must be conformable")
+            raise RuntimeError("infer_shapes error code: -1")
         return [] if self._batch is not None else list(self._engine.graph.input_names)
 
     def execute_async_v3(self, stream_handle: int) -> bool:

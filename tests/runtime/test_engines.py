@@ -231,6 +231,19 @@ def test_two_streams_on_one_scratch_memory_are_not_forgiven(gpu: dict[str, FakeT
         memory.release()
 
 
+def test_shapes_that_the_engine_cannot_infer_are_one_line(
+    gpu: dict[str, FakeTensorRT], folder: Path, network: fakes.FakeNetwork
+) -> None:
+    """TensorRT's binding raises there, and returns names only of what was not set."""
+    fake_tensorrt.add_engines(folder)
+    gpu["tensorrt"].shapes_refused = True
+    with (
+        Scope.load(folder, backend="tensorrt") as scope,
+        pytest.raises(BackendError, match=r"take the shapes \(Error Code 7: .*; infer_shapes error code: -1\)$"),
+    ):
+        scope.run(random_batch(network, 1), 1.0)
+
+
 def test_an_engine_that_says_it_cannot_be_captured_is_not_tried(
     gpu: dict[str, FakeTensorRT], folder: Path, network: fakes.FakeNetwork
 ) -> None:

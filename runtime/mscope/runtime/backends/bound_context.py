@@ -48,7 +48,11 @@ class BoundContext:
         for name, address in addresses.items():
             if not context.set_tensor_address(name, address):
                 raise BackendError(refused(f"TensorRT does not take the memory of '{name}'", complaints()))
-        if unset := context.infer_shapes():
+        try:
+            unset = context.infer_shapes()
+        except RuntimeError as error:  # the shapes are known, and do not go together
+            raise BackendError(refused("TensorRT does not take the shapes", f"{complaints()}; {error}")) from None
+        if unset:
             raise BackendError(refused(f"TensorRT wants to know more of {', '.join(unset)}", complaints()))
 
     def run(self, stream: Stream) -> str:

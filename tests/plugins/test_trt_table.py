@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -71,3 +72,26 @@ def test_attributes_are_those_of_the_exporter(table: dict[str, Any]) -> None:
         assert attributes[name] == {a.name: a.i for a in body.attribute_proto}
     ranges = {a["name"]: (a["least"], a["most"]) for op in table["ops"] for a in op["attributes"]}
     assert ranges == {"reverse": (0, 1), "delta_softplus": (0, 1)}
+
+
+@pytest.mark.parametrize("listed", [True, False], ids=["all_creators", "the binding gave up"])
+def test_what_is_registered_is_found(listed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """TensorRT's all_creators is None where some other library's plugin is of a kind that its binding does not know."""
+    creators = [
+        SimpleNamespace(name=name, plugin_namespace=space, plugin_version=version)
+        for name, space, version in (
+            ("SelectiveScan", "", "1"), ("SelectiveScan", "mambascope", "2"), ("NMS", "", "1"),
+            ("CausalConv1dSiLU", "mambascope", "1"),
+        )
+    ]  # fmt: skip
+
+    class Registry:
+        all_creators = creators if listed else None
+
+        def get_creator(self, type: str, version: str, plugin_namespace: str = "") -> Any:
+            wanted = (type, plugin_namespace, version)
+            found = (c for c in creators if (c.name, c.plugin_namespace, c.plugin_version) == wanted)
+            return next(found, None)
+
+    monkeypatch.setattr(trt, "import_flavour", lambda flavour: SimpleNamespace(get_plugin_registry=Registry))
+    assert trt.registered("tensorrt") == (("CausalConv1dSiLU", "mambascope", "1"), ("SelectiveScan", "", "1"))

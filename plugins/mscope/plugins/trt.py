@@ -96,10 +96,13 @@ def import_flavour(flavour: Flavour) -> ModuleType:
 
 def registered(flavour: Flavour) -> tuple[tuple[str, str, str], ...]:
     """(name, namespace, version) of this project's plugins in the flavour's registry. Raises BackendError."""
-    # Not get_creator(): asked for what is not there, it logs an error.
-    creators = import_flavour(flavour).get_plugin_registry().all_creators
+    registry = import_flavour(flavour).get_plugin_registry()
+    ours = tuple((name, space, PLUGIN_VERSION) for space in NAMESPACES for name in PLUGIN_NAMES)
+    creators = registry.all_creators
+    if creators is None:  # TensorRT's binding gives up where it meets a creator of a kind that it does not know
+        return tuple(entry for entry in ours if registry.get_creator(entry[0], entry[2], entry[1]) is not None)
+    # Else not get_creator(): asked for what is not there, it logs an error.
     there = {(creator.name, creator.plugin_namespace, creator.plugin_version) for creator in creators}
-    ours = ((name, space, PLUGIN_VERSION) for space in NAMESPACES for name in PLUGIN_NAMES)
     return tuple(entry for entry in ours if entry in there)
 
 

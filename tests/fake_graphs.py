@@ -1,7 +1,8 @@
 """The part of tests/fake_cuda.py that captures streams into graphs: straight ones, and branches.
 
 A branch must wait for the kernel that sets it, what follows must wait for the branch, its body holds no waits for other
-streams, each handle belongs to one node, and a body is neither destroyed nor instantiated by itself.
+streams, each handle belongs to one node, and a body is neither destroyed nor instantiated by itself. Nothing in a body
+may be forbidden: real drivers do not survive that.
 """
 
 from __future__ import annotations
@@ -35,6 +36,8 @@ class FakeGraph:
     ops: list[Op] = field(default_factory=list)
     alive: bool = True
     is_body: bool = False
+    invalid: bool = False
+    bodies: list[FakeGraph] = field(default_factory=list)
     handles: dict[int, _Handle] = field(default_factory=dict)
     beside: object = None
     wrong_kinds: list[str] = field(default_factory=list)
@@ -103,7 +106,11 @@ class CapturesStreams:
     def cudaStreamEndCapture(self, stream: int) -> tuple[Any, Any]:
         target = self._stream(stream)
         graph, target.capture = target.capture, None
+        if graph is not None and any(body.invalid for body in graph.bodies):
+            raise Misuse("the driver dies: the body of a branch was invalidated (NVIDIA/cuda-python#2918)")
         if graph is None or target.broken:
+            if graph is not None:
+                graph.invalid = True
             return self.cudaError_t.cudaErrorStreamCaptureInvalidated, None
         if graph.beside is not None:
             return self.cudaError_t.cudaErrorStreamCaptureUnjoined, None
@@ -157,6 +164,7 @@ class CapturesStreams:
         handle.nodes += 1
         body, word = FakeGraph(is_body=True), handle.word
         conditional.phGraph_out = [body]
+        graph.bodies.append(body)
 
         def branch() -> None:
             if word[0]:

@@ -109,7 +109,7 @@ class FakeTensorRT:
     """The module, of either flavour.
 
     Attributes:
-        capture_refused: engines do something that a capture forbids.
+        capture_refused: engines, or those of one stage, do something that a capture forbids.
         shapes_refused: engines cannot infer the shapes of what is in them.
         contexts: all that were made, in order.
     """
@@ -121,7 +121,8 @@ class FakeTensorRT:
     def __init__(self, cuda: FakeCuda, network: FakeNetwork, flavour: str = "tensorrt") -> None:
         self.cuda, self.network, self.flavour = cuda, network, flavour
         self.__version__ = VERSION[flavour]
-        self.capture_refused = self.shapes_refused = False
+        self.capture_refused: bool | str = False
+        self.shapes_refused = False
         self.no_memory = False
         self.contexts: list[IExecutionContext] = []
         self.scratch_used: dict[int, tuple[int, int]] = {}  # by its address, the work that was queued on it last
@@ -254,7 +255,7 @@ class IExecutionContext:
         if cuda.capturing(stream_handle):
             if self._profiler is not None:
                 raise Misuse("a profiled context is captured")
-            if not self._enqueued or module.capture_refused:
+            if not self._enqueued or module.capture_refused in (True, self._engine.stage):
                 cuda.refuse_capture(stream_handle)
                 self._engine.logger.log(
                     Severity.ERROR, "Error Code 1: operation not permitted when stream is capturing"

@@ -44,23 +44,26 @@ class Branches:
     def condition(self) -> int:
         """A handle, 0 at each launch until a kernel sets it. Raises BackendError outside a capture."""
         default = self._device.api.cudaGraphConditionalHandleFlags.cudaGraphCondAssignDefault
-        graph, *_ = self._captured()
+        graph, _ = self._captured()
         return int(self._device.call("cudaGraphConditionalHandleCreate", graph, 0, int(default), doing="a branch"))
 
     def run_if(self, condition: int, enqueue: Callable[[Stream], None]) -> None:
         """What `enqueue` queues on the stream that it is given runs where `condition` is not 0; what follows waits.
 
+        It must have been captured by itself before: the driver crashes when the capture around a body ends in which
+        something was forbidden, whatever the order (NVIDIA/cuda-python#2918, open in November 2026).
+
         Raises:
             BackendError: something in it cannot be in a branch.
         """
         device, api = self._device, self._device.api
-        graph, before, edges = self._captured()
+        graph, before = self._captured()
         params = api.cudaGraphNodeParams()
         params.type = api.cudaGraphNodeType.cudaGraphNodeTypeConditional
         params.conditional.handle = condition
         params.conditional.type = api.cudaGraphConditionalNodeType.cudaGraphCondTypeIf
         params.conditional.size = 1
-        node = self._call("cudaGraphAddNode", graph, before, edges, len(before), params)
+        node = self._call("cudaGraphAddNode", graph, before, self._plain(len(before)), len(before), params)
         replace = int(api.cudaStreamUpdateCaptureDependenciesFlags.cudaStreamSetCaptureDependencies)
         self._call("cudaStreamUpdateCaptureDependencies", self._stream.handle, [node], self._plain(1), 1, replace)
         mode = api.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
@@ -79,17 +82,17 @@ class Branches:
         """Gives the stream back; further calls do nothing."""
         self._side.close()
 
-    def _captured(self) -> tuple[Any, Any, Any]:
-        """The graph being captured, the nodes that what comes next depends on, and the data of the edges from them."""
-        status, _, graph, before, edges, *_ = self._call("cudaStreamGetCaptureInfo", self._stream.handle)
+    def _captured(self) -> tuple[Any, list[Any]]:
+        """The graph being captured, and the nodes that what comes next depends on."""
+        status, _, graph, before, *_ = self._call("cudaStreamGetCaptureInfo", self._stream.handle)
         active = self._device.api.cudaStreamCaptureStatus.cudaStreamCaptureStatusActive
         if int(status) != int(active):
             raise BackendError("a branch is added to a stream that is not being captured")
-        nodes = list(before or ())
-        return graph, nodes, list(edges or self._plain(len(nodes)))
+        return graph, list(before or ())
 
     def _plain(self, count: int) -> list[Any]:
-        """Data of edges without any. CUDA takes nothing at all for them, cuda-python 12 does not."""
+        """Data of edges that have none: the kernel before ends before the branch begins. CUDA takes nothing at all for
+        them, cuda-python 12 does not (NVIDIA/cuda-python#617)."""
         return [self._device.api.cudaGraphEdgeData() for _ in range(count)]
 
     def _call(self, name: str, *arguments: Any) -> Any:

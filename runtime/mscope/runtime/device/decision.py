@@ -156,6 +156,8 @@ class DeviceDecision:
                 tensor.download(1)
 
         try:
+            # By itself first: what cannot be captured must not come up within the branch (Branches.run_if).
+            self._stream.capture(lambda: fine(self._stream)).close()
             return self._stream.capture(record)
         except BackendError as error:
             what = "--decide device: the stages do not become one graph"

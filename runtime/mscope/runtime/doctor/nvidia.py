@@ -194,7 +194,7 @@ def probe_cuda_python(host: Host) -> Finding:
     if tuple(int(number) for number in re.findall(r"\d+", version)[:3]) < _OLDEST_CUDA_PYTHON:
         oldest = ".".join(map(str, _OLDEST_CUDA_PYTHON))
         mend = f"pip install --upgrade 'cuda-python>={oldest}'"
-        return Finding("cuda-python", "broken", f"{version} is too old: {oldest} is the first with cuda.bindings", mend)
+        return Finding("cuda-python", "broken", f"{version} is too old: {oldest} or newer is needed", mend)
     driver = probe_driver(host)
     found = re.search(r"for CUDA (\d+)\.", driver.detail)
     major = int(version.split(".")[0])

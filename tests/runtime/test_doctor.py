@@ -137,11 +137,15 @@ def test_driver(bare: FakeHost) -> None:
 def test_cuda_python_newer_than_the_driver(bare: FakeHost) -> None:
     host = dataclasses.replace(bare, packages={"cuda-python": "13.1.0"}, libraries={"libcuda.so.1": FakeDriver(12060)})
     found = nvidia.probe_cuda_python(host)
-    assert (found.level, found.mend) == ("warning", "pip install 'cuda-python<13'")
+    assert (found.level, found.mend) == ("warning", "pip install --upgrade 'cuda-python>=12.6.2,<13'")
     for version, level in (("12.9.0", "ok"), ("12.6.2.post1", "ok"), ("12.6.0", "broken"), ("11.8.7", "broken")):
         found = nvidia.probe_cuda_python(dataclasses.replace(host, packages={"cuda-python": version}))
         assert found.level == level
-    assert found.mend == "pip install --upgrade 'cuda-python>=12.6.2'"
+        assert found.mend in ("", "pip install --upgrade 'cuda-python>=12.6.2,<13'")
+    # Of all versions pip would take the newest, which is not for this driver.
+    found = nvidia.probe_cuda_python(dataclasses.replace(host, packages={}))
+    assert (found.level, found.mend) == ("missing", "pip install --upgrade 'cuda-python>=12.6.2,<13'")
+    assert nvidia.probe_cuda_python(bare).mend == "pip install --upgrade 'cuda-python>=12.6.2'"
 
 
 def test_toolkit(bare: FakeHost) -> None:
@@ -156,7 +160,11 @@ def test_toolkit(bare: FakeHost) -> None:
 
 @pytest.mark.parametrize(
     "release, known",
-    [(R36, "JetPack 6.1 or 6.2, L4T 36.4.3"), (R39, "a JetPack that this program does not know, L4T 39.2.0")],
+    [
+        (R36, "JetPack 6.1 or 6.2, L4T 36.4.3"),
+        (R39, "JetPack 7.2, L4T 39.2.0"),
+        (R39.replace("R39", "R42"), "a JetPack that this program does not know, L4T 42.2.0"),
+    ],
 )
 def test_jetpack(bare: FakeHost, release: str, known: str) -> None:
     assert nvidia.probe_jetpack(jetson(bare, release)).detail == f"{known}, {ORIN[:-1]}"

@@ -13,7 +13,8 @@ from mscope.runtime.doctor.host import Host
 # JetPack of the L4T releases (R36.4.3 is "36.4"); newer ones are named by their L4T alone.
 _JETPACK = {
     "35.1": "5.0.2", "35.2": "5.1", "35.3": "5.1.1", "35.4": "5.1.2", "35.5": "5.1.3", "35.6": "5.1.4",
-    "36.2": "6.0 preview", "36.3": "6.0", "36.4": "6.1 or 6.2", "38.2": "7.0",
+    "36.2": "6.0 preview", "36.3": "6.0", "36.4": "6.1 or 6.2", "36.5": "6.2.2",
+    "38.2": "7.0", "38.4": "7.1", "39.2": "7.2",
 }  # fmt: skip
 _SYSTEM_FOLDERS = ("usr/lib/aarch64-linux-gnu", "usr/lib/x86_64-linux-gnu", "usr/lib")
 _JETSON_FOLDERS = ("usr/lib/aarch64-linux-gnu/nvidia", "usr/lib/aarch64-linux-gnu/tegra", *_SYSTEM_FOLDERS)
@@ -189,20 +190,16 @@ def _on_loader_path(host: Host, name: str) -> bool:
 def probe_cuda_python(host: Host) -> Finding:
     """cuda-python, whether it is new enough, and the driver for it."""
     version = host.version("cuda-python", "cuda-bindings")
+    found = re.search(r"for CUDA (\d+)\.", probe_driver(host).detail)
+    oldest = ".".join(map(str, _OLDEST_CUDA_PYTHON))
+    below = f",<{int(found[1]) + 1}" if found else ""
+    mend = f"pip install --upgrade 'cuda-python>={oldest}{below}'"
     if version is None:
-        return Finding("cuda-python", "missing", "not installed", "pip install 'mambascope-deploy[gpu]'")
+        return Finding("cuda-python", "missing", "not installed", mend)
     if tuple(int(number) for number in re.findall(r"\d+", version)[:3]) < _OLDEST_CUDA_PYTHON:
-        oldest = ".".join(map(str, _OLDEST_CUDA_PYTHON))
-        mend = f"pip install --upgrade 'cuda-python>={oldest}'"
-        return Finding("cuda-python", "broken", f"{version} is too old: {oldest} or newer is needed", mend)
-    driver = probe_driver(host)
-    found = re.search(r"for CUDA (\d+)\.", driver.detail)
+        return Finding("cuda-python", "broken", f"{version} is too old: {oldest} is the first with cuda.bindings", mend)
     major = int(version.split(".")[0])
     if found and int(found[1]) < major:
-        return Finding(
-            "cuda-python",
-            "warning",
-            f"{version} is for CUDA {major}, the driver for CUDA {found[1]}",
-            f"pip install 'cuda-python<{int(found[1]) + 1}'",
-        )
+        said = f"{version} is for CUDA {major}, the driver for CUDA {found[1]}"
+        return Finding("cuda-python", "warning", said, mend)
     return Finding("cuda-python", "ok", version)

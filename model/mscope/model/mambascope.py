@@ -132,7 +132,10 @@ class MambaScope(Backbone):
         row = torch.div(selected, cols, rounding_mode="trunc")
         first = 4 * cols * row + 2 * (selected - row * cols)
         patches = first.unsqueeze(2) + torch.tensor([0, 1, 2 * cols, 2 * cols + 1], device=selected.device)
-        return patches.reshape(-1, 4 * selected.shape[1]).argsort(dim=1)
+        # argsort by another name, as all are different: topk's count is a constant of the ONNX graph, argsort's is
+        # computed there.
+        count = 4 * selected.shape[1]
+        return patches.reshape(-1, count).topk(count, dim=1, largest=False).indices
 
     def _fine_class_token(self, features: Tensor) -> Tensor:
         token = self.cls_token + self.pos_embed[:, class_row(self.pos_embed.shape[1] - 1)].unsqueeze(1)

@@ -30,8 +30,10 @@ Floats = fakes.Floats
 class FakeDriver:
     """libcuda.so.1, as far as it is asked: `status` is what cuInit gives."""
 
-    def __init__(self, *, count: int = 1, capability: tuple[int, int] = (9, 0), status: int = 0) -> None:
-        self.count, self.capability, self.status = count, capability, status
+    def __init__(
+        self, *, count: int = 1, capability: tuple[int, int] = (9, 0), status: int = 0, version: int = 13000
+    ) -> None:
+        self.count, self.capability, self.status, self.version = count, capability, status, version
 
     def cuInit(self, flags: int) -> int:
         return self.status
@@ -52,7 +54,7 @@ class FakeDriver:
         return 0
 
     def cuDriverGetVersion(self, version: Any) -> int:
-        version._obj.value = 13000
+        version._obj.value = self.version
         return 0
 
 

@@ -184,15 +184,17 @@ def test_a_gpu_asked_for_and_not_there_is_an_error(bundle: Path, monkeypatch: py
         Scope.load(bundle, backend=name)
 
 
-def test_each_missing_piece_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    fake_gpu.set_driver(monkeypatch, fake_gpu.FakeDriver())
+@pytest.mark.parametrize(("version", "below"), [(12060, 13), (13020, 14)])
+def test_each_missing_piece_is_named(version: int, below: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_gpu.set_driver(monkeypatch, fake_gpu.FakeDriver(version=version))
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     said = {each.name: each.missing for each in available_backends()}
     assert "package tensorrt is not installed: pip install tensorrt, or on a Jetson" in said["tensorrt"]
     assert "package tensorrt_rtx is not installed: pip install tensorrt-rtx" in said["tensorrt-rtx"]
     assert "onnxruntime-gpu is not installed" in said["ort-cuda"]
     for name in ("tensorrt", "tensorrt-rtx", "ort-cuda"):
-        assert "pip install --upgrade 'cuda-python>=12.6.2'" in said[name]
+        # Without a bound pip takes one that the driver may be too old for.
+        assert f"pip install --upgrade 'cuda-python>=12.6.2,<{below}'" in said[name]
         assert "driver" not in said[name]
 
 

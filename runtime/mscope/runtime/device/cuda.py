@@ -13,10 +13,10 @@ import importlib.util
 from typing import Any
 
 from mscope.core.errors import BackendError
+from mscope.runtime.device import driver
 
 _MODULE = "cuda.bindings.runtime"
 _OLDEST = 12060  # the CUDA version of the oldest cuda-python
-_INSTALL = "pip install --upgrade 'cuda-python>=12.6.2'"
 _OUT_OF_MEMORY = 2  # cudaErrorMemoryAllocation
 # Errors after which the context is lost, and every later call of the process fails the same way.
 _STICKY = {700, 709, 710, 714, 715, 716, 717, 718, 719}
@@ -29,7 +29,14 @@ def why_no_bindings() -> str:
         found = importlib.util.find_spec(_MODULE) is not None
     except (ImportError, ValueError):
         found = False
-    return "" if found else f"cuda-python 12.6.2 or newer is not installed: {_INSTALL}"
+    return "" if found else f"cuda-python 12.6.2 or newer is not installed: {_install()}"
+
+
+def _install() -> str:
+    # The newest cuda-python is for the newest CUDA, and does not run on the driver of an older one (JetPack 6: 12.6).
+    gpu, _ = driver.find_gpu()
+    below = f",<{int(gpu.driver.split('.')[0]) + 1}" if gpu else ""
+    return f"pip install --upgrade 'cuda-python>=12.6.2{below}'"
 
 
 class Device:
@@ -53,9 +60,8 @@ class Device:
         self.index = index
         bindings = int(self.call("cudaRuntimeGetVersion"))
         if bindings < _OLDEST:
-            raise BackendError(
-                f"the installed cuda-python is for CUDA {cuda_version(bindings)}, 12.6.2 or newer is needed: {_INSTALL}"
-            )
+            there = f"the installed cuda-python is for CUDA {cuda_version(bindings)}"
+            raise BackendError(f"{there}, 12.6.2 or newer is needed: {_install()}")
         self.make_current()
         attributes = self.api.cudaDeviceAttr
         major = self._attribute(attributes.cudaDevAttrComputeCapabilityMajor)

@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import PIL
 import pytest
 
 import fakes
@@ -66,6 +67,7 @@ def test_choice_curve_and_record_are_written(study: Study) -> None:
     assert manifest.stages == before.stages
     record = manifest.calibration
     assert record is not None
+    assert record.pillow == PIL.__version__
     assert (record.images, record.target, record.data) == (IMAGES, "accuracy>=0.88", "pictures")
     assert record.accuracy >= 0.88
     assert record.interval[0] < record.accuracy < record.interval[1]

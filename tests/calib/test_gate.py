@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import PIL
 import pytest
 from PIL import Image
 
@@ -142,6 +143,7 @@ def test_an_int8_variant_is_in_the_bundle_and_runs(quantized_bundle: tuple[Path,
         assert [v.precision for v in manifest.stages[stage].variants] == ["fp32", "int8"]
     assert load_quantisation(folder / "int8.quantisation.json") == result
     assert (result.calibration.images, result.calibration.batches, result.calibration.skipped) == (32, 2, 0)
+    assert result.calibration.pillow == PIL.__version__
     assert (result.gate.images, result.gate.held_out) == (100, True)
     assert result.calibration.data == "digits:validation"
     assert not result.sensitivity, "the gate held at once"

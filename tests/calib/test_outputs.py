@@ -1,5 +1,6 @@
 """One pass over the pictures: right rows, any batch, continued after a kill, refused when something changed."""
 
+import json
 import os
 import signal
 import subprocess
@@ -9,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import PIL
 import pytest
 
 import fakes
@@ -150,6 +152,17 @@ def test_nothing_readable_is_an_error(run: Callable[..., Outputs], pictures: Pat
     for path in pictures.rglob("*.png"):
         path.write_bytes(b"x")
     with pytest.raises(InputError, match=f"none of the {IMAGES} pictures can be read"):
+        run(pictures)
+
+
+def test_outputs_of_another_pillow_are_refused(
+    run: Callable[..., Outputs], pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(pictures)
+    key = tmp_path / "store" / "key.json"
+    assert json.loads(key.read_text())["pillow"] == PIL.__version__
+    monkeypatch.setattr("mscope.calib.outputs.pillow_version", lambda: "1.1.7")
+    with pytest.raises(InputError, match=f"another Pillow \\({PIL.__version__}, here 1.1.7\\): choose another --out"):
         run(pictures)
 
 

@@ -19,6 +19,7 @@ from mscope.core.cost import Cost, break_even_exit_rate, describe_break_even
 from mscope.core.curve import OperatingPoints
 from mscope.core.errors import InputError
 from mscope.core.manifest import Calibration, CurvePoint, Manifest, Temperature
+from mscope.runtime.preprocess import pillow_version
 
 # What of the curve goes into the manifest.
 MANIFEST_POINTS = 100
@@ -116,6 +117,7 @@ def calibrate_eta(
         gmacs=choice.costs["gmacs"],
         exit_rate=choice.exit_rate,
         precision=chosen.precision,
+        pillow=pillow_version(),
         date=datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
     )
     if write:

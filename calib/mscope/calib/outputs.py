@@ -17,6 +17,7 @@ from mscope.calib.dataset import Dataset, prepared_batches
 from mscope.core.errors import InputError
 from mscope.core.files import replacing, write_text_atomically
 from mscope.runtime.outputs import writable_folder
+from mscope.runtime.preprocess import pillow_version
 from mscope.runtime.result import Outcome
 from mscope.runtime.scope import Scope
 
@@ -75,7 +76,10 @@ _COLUMNS = ("labels", "indices", "coarse_logits", "fine_logits", "full_logits", 
 
 
 def outputs_key(scope: Scope, dataset: Dataset) -> dict[str, Any]:
-    """What the outputs depend on: graphs, preprocessing, what ran them, and the data. Not eta, not the batch."""
+    """What the outputs depend on: graphs, preprocessing, what ran them, and the data. Not eta, not the batch.
+
+    Pillow's version is part of the preprocessing: 12.2 and 13 changed the pixels of tall pictures.
+    """
     manifest = scope.manifest
     files = {
         stage: {
@@ -98,6 +102,7 @@ def outputs_key(scope: Scope, dataset: Dataset) -> dict[str, Any]:
         "precision": scope.precision,
         "backend": scope.backend,
         "kernel": scope.kernel,
+        "pillow": pillow_version(),
     }
 
 
@@ -182,6 +187,8 @@ def _claim(folder: Path, key: dict[str, Any]) -> None:
     changed = [name for name in key if stored.get(name) != key[name]]
     if changed:
         what = {"data": "set of pictures", "images": "set of pictures", "format": "version"}.get(changed[0], changed[0])
+        if what == "pillow":
+            what = f"Pillow ({stored.get(what, 'not recorded')}, here {key[what]})"
         raise InputError(f"{folder}: holds outputs of another {what}: choose another --out, or remove this folder")
 
 

@@ -49,6 +49,7 @@ class Calibration(_Strict):
         images: pictures seen, each once in every pass.
         batches: batches in a pass.
         skipped: pictures that could not be read.
+        pillow: its version, which scaled the pictures; empty: not recorded.
     """
 
     method: Method
@@ -59,6 +60,7 @@ class Calibration(_Strict):
     images: int = Field(ge=1)
     batches: int = Field(ge=1)
     skipped: int = Field(0, ge=0)
+    pillow: str = Field("", max_length=64)
     stages: dict[Stage, StageRanges]
 
 

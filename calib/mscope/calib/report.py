@@ -17,6 +17,7 @@ from mscope.calib.study import Study
 from mscope.core.cost import break_even_exit_rate, describe_break_even
 from mscope.core.files import write_text_atomically
 from mscope.core.geometry import describe_reduction
+from mscope.runtime.preprocess import pillow_version
 
 _PIPE_WIDTH = 120
 _WORST_CLASSES = 5
@@ -38,6 +39,7 @@ def to_json(study: Study, evaluation: Evaluation, warnings: Sequence[str]) -> di
         "backend": first.backend,
         "kernel": first.kernel,
         "precision": first.precision,
+        "pillow": pillow_version(),
         "data": {
             "name": study.dataset.name,
             "fingerprint": study.dataset.fingerprint,

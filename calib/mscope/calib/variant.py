@@ -22,7 +22,7 @@ from mscope.core.errors import BundleError, InputError, MscopeError
 from mscope.core.manifest import Manifest, Variant
 from mscope.export.extend import new_file
 from mscope.export.passes.mixers import load_split
-from mscope.runtime.preprocess import Preprocessor
+from mscope.runtime.preprocess import Preprocessor, pillow_version
 
 # Pictures that the sensitivity of each layer is measured on.
 _PROBED = 64
@@ -216,6 +216,7 @@ class _Work:
             images=seen.images,
             batches=seen.batches,
             skipped=len(self._seen.problems),
+            pillow=pillow_version(),
             stages=seen.stages,
         )
 

@@ -125,6 +125,7 @@ class Calibration(_Strict):
     gmacs: float = Field(ge=0)
     exit_rate: float = Field(ge=0, le=1)
     precision: Precision
+    pillow: str = Field("", max_length=64, description="version that scaled the pictures; empty: not recorded")
     date: str = Field(max_length=64, description="UTC, ISO 8601")
 
 

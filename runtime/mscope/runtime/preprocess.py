@@ -31,6 +31,14 @@ _DRAFT_MARGIN = 4
 _VIEW_SIDE = 512
 
 
+def pillow_version() -> str:
+    """Of the installed Pillow, which decodes and scales pictures on the host: versions may differ in pixels."""
+    # Not the metadata of a distribution: pillow-simd and system packages have this too.
+    import PIL
+
+    return PIL.__version__
+
+
 @dataclass(frozen=True)
 class Prepared:
     """A picture made ready.

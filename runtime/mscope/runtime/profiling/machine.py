@@ -11,7 +11,16 @@ from pathlib import Path
 from mscope.runtime.profiling.power_state import power_mode
 from mscope.runtime.profiling.schema import Machine
 
-_PACKAGES = ("mambascope-deploy", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx", "cuda-python", "numpy")
+_PACKAGES = (
+    "mambascope-deploy",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "tensorrt",
+    "tensorrt-rtx",
+    "cuda-python",
+    "numpy",
+    "pillow",
+)
 _ROOT = Path("/")
 
 

@@ -19,7 +19,7 @@ from mscope.core.console import run_app
 from mscope.core.contract import OP_BIDIRECTIONAL_SCAN, OP_CONV, OP_SCAN, graph_for
 from mscope.core.cost import stage_cost
 from mscope.core.errors import InputError
-from mscope.core.geometry import block_tokens
+from mscope.core.geometry import block_tokens, vim_name
 from mscope.export.cli import app
 from mscope.export.info import info_from_bundle
 from mscope.export.passes.mixers import split_mixers
@@ -32,6 +32,7 @@ from mscope.model.checkpoint import model_from_seed
 from mscope.runtime.backends.ort import OrtRunner
 from mscope.runtime.profiling.devices import GPUS
 from mscope.runtime.profiling.roofline import predict
+from mscope.runtime.report import print_table
 from mscope.runtime.scope import Scope
 
 Small = Callable[..., ModelConfig]
@@ -165,6 +166,14 @@ def test_a_bundle_of_digits(
     with Scope.load(folder) as scope:
         answer = scope(np.zeros((1, 64, 64), np.float32))
         assert answer.gmacs == pytest.approx(stage_cost(manifest.config).full)
+    name = vim_name(manifest.config)
+    assert name == f"ViM, {method}d to 0.5"
+    capsys.readouterr()
+    print_table([answer], manifest)
+    assert run_app(app, ["eval", str(folder), "digits", "--limit", "30", "--threads", "1"]) == 0
+    shown = capsys.readouterr().out
+    assert shown.count(name) == 2
+    assert "plain ViM" not in shown
 
 
 @pytest.mark.parametrize(

@@ -16,11 +16,14 @@ import fakes
 import profiles
 from fake_cuda import FakeCuda, Misuse
 from fake_gpu import InterfaceArray, random_batch
+from mscope.core.console import run_app
 from mscope.core.errors import BackendError
 from mscope.runtime import Scope
 from mscope.runtime.device.clock import EventClock
 from mscope.runtime.device.cuda import Device
 from mscope.runtime.device.stream import Stream
+from mscope.runtime.profiling.cli import app
+from mscope.runtime.profiling.facts import facts
 from mscope.runtime.profiling.html_charts import figures
 from mscope.runtime.profiling.markdown import to_markdown
 from mscope.runtime.profiling.options import ProfileOptions
@@ -225,6 +228,48 @@ def test_a_profile_of_pictures_scaled_on_the_device(
     assert next(iter(path.parts)) == "preprocess"
     print_profile(profile)
     assert "pictures scaled on the device" in capsys.readouterr().out
+
+
+def test_a_profile_where_the_device_decides_measures_the_host_beside_it(
+    cuda: FakeCuda, engines: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ProfileOptions(
+        bundle=engines, backend="tensorrt", decide="device", duration_s=0.2, cold_starts=0, idle_gaps_s=(0.01,),
+        exit_rate=0.5,
+    )  # fmt: skip
+    profile = profile_bundle(options)
+    assert profile.runtime.decide == "device"
+    (batch,) = profile.batches
+    assert batch.decided_on_host is not None
+    for name in ("exit", "refine"):
+        there, here = batch.paths[name], batch.decided_on_host[name]  # type: ignore[index]
+        # What the host sees of a graph is one part; the device's own clock tells it from the copy.
+        assert list(there.parts) == ["preprocess", "check", "cascade", "postprocess"]
+        assert list(there.device_parts or ()) == ["upload", "cascade"]
+        assert {"coarse", "select"} <= set(here.parts)
+        assert ("fine" in here.parts) == (name == "refine")
+        assert there.split_gap < 0.02
+        assert there.total.summary.count == here.total.summary.count == batch.rounds
+    mean = (batch.paths["exit"].total.summary.mean_ms + batch.paths["refine"].total.summary.mean_ms) / 2
+    assert batch.expected[0].mean_ms == pytest.approx(mean)
+    assert profile.verdict[1].startswith("with the exit decided on the device an image that leaves early ")
+    assert parse_profile(profile.to_json(), "x") == profile
+    print_profile(profile)
+    for text in (capsys.readouterr().out, to_markdown(profile)):
+        assert text.count("is refined, decided on the host") == 1
+    assert [row for row in facts(profile) if row[0] == "exit decided"]
+
+
+def test_what_cannot_be_decided_on_the_device_is_one_line(engines: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = ["--bundle", str(engines), "--decide", "device", "--cold-starts", "0"]
+    for more, status, message in (
+        (["--batch", "1,8"], 2, "--decide device is for single images: leave it or --batch 1, 8 out"),
+        (["--backend", "ort-cpu"], 2, "--decide device"),
+    ):
+        assert run_app(app, [*given, *more]) == status
+        said = capsys.readouterr()
+        assert message in said.err
+        assert (said.out, said.err.count("\n")) == ("", 1)
 
 
 def test_profiles_of_the_cpu_say_nothing_of_a_device(capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,8 +16,10 @@ import pytest
 import profiles
 from mscope.core.errors import InputError
 from mscope.runtime.profiling import html, words
-from mscope.runtime.profiling.schema import PathEnergy, Power, Profile
+from mscope.runtime.profiling.markdown import to_markdown
+from mscope.runtime.profiling.schema import BatchProfile, PathEnergy, Power, Profile
 from mscope.runtime.profiling.svg import WIDTH, Bar, Line, bar_chart, clean, line_chart, ticks
+from mscope.runtime.profiling.text import print_profile
 
 HOSTILE = "<script>alert(1)</script>\"'&\x00\x1b[31m</title></style><img src=http://evil.example/x>\ud800"
 VOID = {"meta", "br", "img", "hr", "link", "input"}
@@ -300,20 +302,39 @@ def test_a_browser_draws_it_without_overflow(tmp_path: Path, width: int) -> None
     assert drawn == "true"
 
 
-def test_a_bundle_without_a_fine_stage_has_its_one_path() -> None:
-    profile = profiles.sample_profile()
+def of_one_path(profile: Profile) -> BatchProfile:
+    """The first batch, as a profile of a ViM has it."""
     batch = profile.batches[0]
-    alone = batch.model_copy(
+    return batch.model_copy(
         update={
             "paths": {"plain": batch.paths["plain"]}, "fine_one": None, "expected": (), "expected_by_exit_rate": (),
             "break_even_exit_rate": None, "break_even_eta": None,
         }
     )  # fmt: skip
-    page = html.to_html(profile.model_copy(update={"batches": (alone,), "layers": None, "memory": None}))
+
+
+def test_a_bundle_without_a_fine_stage_has_its_one_path() -> None:
+    profile = profiles.sample_profile()
+    page = html.to_html(profile.model_copy(update={"batches": (of_one_path(profile),), "layers": None, "memory": None}))
     assert re.findall(r"<h3>(.*?)</h3>", page) == ["Latency by path", "Where the time goes"]
     shown = "".join(parsed(page).text)
-    assert "exits early" not in shown
+    assert "leaves early" not in shown
     assert "adaptivity pays" not in shown
+
+
+def test_a_reduced_vim_is_called_by_its_name_everywhere(capsys: pytest.CaptureFixture[str]) -> None:
+    profile = profiles.sample_profile()
+    name = "ViM, merged to 0.7"
+    identity = profile.bundle.model_copy(update={"arch": "vim", "reduced": name})
+    profile = profile.model_copy(
+        update={"bundle": identity, "batches": (of_one_path(profile),), "compare": None, "layers": None, "memory": None}
+    )
+    profile = profile.model_copy(update={"verdict": words.verdict(profile)})
+    assert profile.verdict[0].startswith(f"{name} ")
+    print_profile(profile)
+    for text in (html.to_html(profile), to_markdown(profile), capsys.readouterr().out):
+        assert name in text
+        assert "plain ViM" not in text
 
 
 def test_the_flame_shows_every_node_in_order_as_wide_as_its_time() -> None:

@@ -80,8 +80,11 @@ def test_energy_is_told_or_why_not(capfd: pytest.CaptureFixture[str]) -> None:
     power = Power(sensor="rapl", total="package", idle_watts=3.0, rails={"package": 10.0}, paths=paths, notes=("hot",))
     print_profile(profiles.sample_profile(power=power))
     lines = capfd.readouterr().out.splitlines()
-    assert "energy, leaves early, batch 1 (rapl): 0.4 +- 0.012 J an image, 0.25 J without idle power" in lines
-    assert "energy, refined, batch 1 (rapl): not measured: the sensor stopped" in lines
+    assert (
+        "energy, an image that leaves early, batch 1 (rapl): 0.4 +- 0.012 J an image, 0.25 J without idle power"
+        in lines
+    )
+    assert "energy, an image that is refined, batch 1 (rapl): not measured: the sensor stopped" in lines
     assert "hot" in lines
 
 

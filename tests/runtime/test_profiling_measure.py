@@ -124,7 +124,10 @@ class FakeSubject:
         self.clock.work(0.25)
         return np.stack([picture.tensor for picture in prepared])
 
-    def run(self, tensor: Floats, eta: float | None = None, *, refine_all: bool = False) -> Outcome:
+    def run(
+        self, tensor: Floats, eta: float | None = None, *, refine_all: bool = False, may_refine: Any = None
+    ) -> Outcome:
+        assert may_refine is None, "only where a device decides beside it"
         count = len(tensor)
         self.batches.append((count, eta, refine_all))
         self.clock.work(0.25)

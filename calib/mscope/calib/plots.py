@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,10 +41,10 @@ def plot_curve(evaluation: Evaluation, title: str, path: Path) -> None:
     _save(figure, path)
 
 
-def plot_reliability(evaluation: Evaluation, title: str, path: Path) -> None:
+def plot_reliability(evaluation: Evaluation, names: Mapping[str, str], title: str, path: Path) -> None:
     """For each way to answer: accuracy over confidence beside the diagonal, and how many images have it.
 
-    Bars of fewer than ten images are pale. Writes a PNG.
+    Bars of fewer than ten images are pale. Writes a PNG. `names`: what the answers are called (report.answer_names).
     """
     plt = _pyplot()
     ways = [(name, evaluation.answers[name]) for name in ("coarse", "fine", "adaptive", "plain") if
@@ -53,7 +54,7 @@ def plot_reliability(evaluation: Evaluation, title: str, path: Path) -> None:
         gridspec_kw={"height_ratios": (4, 1)},
     )  # fmt: skip
     for column, (name, answer) in enumerate(ways):
-        _reliability_panel(axes[0, column], axes[1, column], name, answer)
+        _reliability_panel(axes[0, column], axes[1, column], names[name], answer)
     axes[0, 0].set_ylabel("accuracy")
     axes[1, 0].set_ylabel("images")
     figure.suptitle(f"{title} (pale: fewer than {_FEW_IN_BIN} in the bin)", x=0.01, ha="left", color=_INK, size=12)

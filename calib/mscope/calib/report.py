@@ -16,12 +16,11 @@ from mscope.calib.intervals import Estimate, few_images_warning
 from mscope.calib.study import Study
 from mscope.core.cost import break_even_exit_rate, describe_break_even
 from mscope.core.files import write_text_atomically
-from mscope.core.geometry import describe_reduction
+from mscope.core.geometry import describe_reduction, vim_name
 from mscope.runtime.preprocess import pillow_version
 
 _PIPE_WIDTH = 120
 _WORST_CLASSES = 5
-_NAMES = {"coarse": "coarse stage alone", "fine": "every image refined", "adaptive": "adaptive", "plain": "plain ViM"}
 
 
 def to_json(study: Study, evaluation: Evaluation, warnings: Sequence[str]) -> dict[str, Any]:
@@ -63,6 +62,12 @@ def to_json(study: Study, evaluation: Evaluation, warnings: Sequence[str]) -> di
     }
 
 
+def answer_names(study: Study) -> dict[str, str]:
+    """What tables and plots call the answers; a reduced ViM by its name."""
+    vim = vim_name(study.bundles[0].manifest.config)
+    return {"coarse": "coarse stage alone", "fine": "every image refined", "adaptive": "adaptive", "plain": vim}
+
+
 def break_even(study: Study, evaluation: Evaluation) -> dict[str, float | None] | None:
     """The early-exit rate above which the cascade costs less than plain ViM, by GMACs and, where measured, by time."""
     if evaluation.eta is None:
@@ -82,8 +87,8 @@ def warnings_about(study: Study, evaluation: Evaluation) -> tuple[str, ...]:
     if not first.manifest.weights.trained:
         lines.append(f"weights: {first.manifest.weights.describe()}")
     if first.manifest.config.reductions:
-        described = describe_reduction(first.manifest.config)
-        lines.append(f"what is called plain ViM here has its tokens reduced, {described}")
+        config = first.manifest.config
+        lines.append(f"{vim_name(config)}: its tokens are reduced, {describe_reduction(config)}")
     few = few_images_warning(study.images, evaluation.level)
     if few is not None:
         lines.append(few)
@@ -150,9 +155,10 @@ def print_evaluation(study: Study, evaluation: Evaluation) -> None:
     table.add_column("")
     for name in ("top-1 %", "interval", "top-5 %", "ECE", "GMACs", *(("ms",) if timed else ())):
         table.add_column(name, justify="right")
+    names = answer_names(study)
     for name, answer in evaluation.answers.items():
         row = [
-            _NAMES[name] + (f", eta {evaluation.eta:g}" if name == "adaptive" else ""),
+            names[name] + (f", eta {evaluation.eta:g}" if name == "adaptive" else ""),
             f"{100 * answer.top1.value:.2f}",
             _interval(answer.top1, 100),
             "" if answer.top5 is None else f"{100 * answer.top5.value:.2f}",

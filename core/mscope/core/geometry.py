@@ -84,6 +84,13 @@ def describe_reduction(config: ModelConfig) -> str:
     return f"{config.reduce}: {', '.join([f'{fine_grid(config).count} patch tokens', *steps])}"
 
 
+def vim_name(config: ModelConfig) -> str:
+    """What tables call a ViM: "plain ViM", or by its reduction, such as "ViM, merged to 0.7" of its patch tokens."""
+    if not config.reductions:
+        return "plain ViM"
+    return f"ViM, {'pruned' if config.reduce == 'prune' else 'merged'} to {config.keep:g}"
+
+
 def block_tokens(config: ModelConfig) -> tuple[int, ...]:
     """Tokens that each block of the full stage works on, class token included: 197 in all of them without reduction."""
     tokens, lengths = 1 + fine_grid(config).count, []

@@ -104,7 +104,7 @@ def print_table(results: Sequence[Result], manifest: Manifest) -> None:
     console = _console()
     _print_untrained(console, manifest)
     if len(results) == 1:
-        _print_single(console, results[0])
+        _print_single(console, results[0], manifest)
         return
     console.print(_table(results))
     totals = Totals()
@@ -154,16 +154,18 @@ def _table(results: Sequence[Result]) -> Table:
     return table
 
 
-def _print_single(console: Console, result: Result) -> None:
+def _print_single(console: Console, result: Result, manifest: Manifest) -> None:
     from rich.markup import escape
     from rich.table import Table
     from rich.text import Text
+
+    from mscope.core.geometry import vim_name
 
     how = {
         "coarse": f"left early: coarse confidence {result.coarse_confidence or 0:.1%} >= eta {result.eta or 0:g}",
         "fine": f"refined {len(result.selected or ())} regions: coarse confidence {result.coarse_confidence or 0:.1%} "
         f"< eta {result.eta or 0:g}",
-        "full": "plain ViM",
+        "full": vim_name(manifest.config),
     }[result.stage]
     if _held_back(result):
         how = (

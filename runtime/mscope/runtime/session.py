@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from mscope.core.errors import InputError
-from mscope.core.geometry import coarse_grid
+from mscope.core.geometry import coarse_grid, vim_name
 from mscope.runtime.deadline import Deadline
 from mscope.runtime.outputs import OutputArrays, OverlayFolder
 from mscope.runtime.preprocess import Prepared, Unscaled
@@ -174,6 +174,7 @@ def _run_batch(
         if overlays is not None and ready.prepared.view is not None:
             from mscope.runtime.visualize import overlay
 
-            overlays.write(result, overlay(ready.prepared.view, result, coarse_grid(scope.config)))
+            picture = overlay(ready.prepared.view, result, coarse_grid(scope.config), vim_name(scope.config))
+            overlays.write(result, picture)
         on_done()
         yield result

@@ -26,16 +26,17 @@ _DIM = 0.42  # brightness left to what is not refined
 _HEAT = np.array([(22, 11, 57), (94, 23, 110), (176, 45, 90), (236, 105, 37), (251, 180, 26), (252, 250, 170)], float)
 
 
-def overlay(view: Image.Image, result: Result, grid: Grid) -> Image.Image:
+def overlay(view: Image.Image, result: Result, grid: Grid, vim: str = "plain ViM") -> Image.Image:
     """Draws input, importance and refined regions side by side above the coarse and the final answer.
 
     Args:
         view: what the network saw (`Prepared.view`), of any size; it is enlarged or reduced to the panels.
         result: the answer to draw.
         grid: the coarse grid, whose regions `result` speaks of.
+        vim: what a ViM is called (`mscope.core.geometry.vim_name`).
 
     Returns:
-        An RGB picture: three panels for a coarse-to-fine result, one for a plain ViM.
+        An RGB picture: three panels for a coarse-to-fine result, one for a ViM.
     """
     from PIL import Image, ImageDraw
 
@@ -68,7 +69,7 @@ def overlay(view: Image.Image, result: Result, grid: Grid) -> Image.Image:
         canvas.paste(panel, (x, _HEADER))
     if result.importance is not None:
         _colour_bar(draw, left + 2 * width + _GAP, _HEADER - 20)
-    _caption(draw, result, _HEADER + height + _GAP, canvas_width)
+    _caption(draw, result, _HEADER + height + _GAP, canvas_width, vim)
     return canvas
 
 
@@ -164,7 +165,7 @@ def _colour_bar(draw: ImageDraw.ImageDraw, right: int, top: int) -> None:
     draw.text((left - 5, top + 11), "low", fill=_MUTED, font=_font(12), anchor="rs")
 
 
-def _caption(draw: ImageDraw.ImageDraw, result: Result, top: int, width: int) -> None:
+def _caption(draw: ImageDraw.ImageDraw, result: Result, top: int, width: int, vim: str) -> None:
     draw.rectangle((0, top, width, top + _CAPTION), fill=_CARD)
     colour = {"coarse": _EXIT, "fine": _FINE}.get(result.stage, _TEXT)
     column = (width - 3 * _GAP) // 2
@@ -176,7 +177,7 @@ def _caption(draw: ImageDraw.ImageDraw, result: Result, top: int, width: int) ->
         note = "final   after refining" if result.stage == "fine" else "final   left early"
         _answer(draw, half[1], top, column, note, result.answer, colour)
     else:
-        _answer(draw, half[0], top, width - 2 * _GAP, "plain ViM", result.answer, colour)
+        _answer(draw, half[0], top, width - 2 * _GAP, vim, result.answer, colour)
     foot = f"{result.gmacs:.3g} GMACs   {result.tokens} tokens   {result.latency_ms['total']:.1f} ms   {result.source}"
     y = top + _CAPTION - 12
     x = float(_GAP)

@@ -61,7 +61,7 @@ def evaluate(
     """
     from mscope.calib.evaluate import evaluate as evaluate_outputs
     from mscope.calib.intervals import check_level
-    from mscope.calib.report import print_evaluation, to_json, warnings_about, write_results
+    from mscope.calib.report import answer_names, print_evaluation, to_json, warnings_about, write_results
     from mscope.calib.study import StudyOptions, observe
     from mscope.core.bundle import load_manifest
     from mscope.core.cascade import check_eta
@@ -116,7 +116,7 @@ def evaluate(
         if result.curve:
             plot_curve(result, title, out / "curve.png")
             written.append(out / "curve.png")
-        plot_reliability(result, title, out / "reliability.png")
+        plot_reliability(result, answer_names(study), title, out / "reliability.png")
         written.append(out / "reliability.png")
         typer.echo(f"written: {', '.join(str(path) for path in written)}", err=True)
     if as_json:

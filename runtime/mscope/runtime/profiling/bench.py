@@ -10,7 +10,9 @@ from typing import Any
 
 from mscope.core.bundle import latest_bundle, sha256_of
 from mscope.core.errors import InputError
+from mscope.core.geometry import vim_name
 from mscope.core.manifest import MANIFEST, Manifest
+from mscope.runtime.backends.registry import Place
 from mscope.runtime.profiling.measure import Case, Clock
 from mscope.runtime.profiling.options import ProfileOptions
 from mscope.runtime.profiling.pictures import Pictures, look_at_pictures
@@ -22,6 +24,8 @@ Progress = Callable[[str, float], None]
 
 # The case that times the fine stage of one image.
 FINE_ONE = "fine of one"
+# The cases that are paths with the exit decided on the host, beside those where the device decides.
+ON_HOST: dict[str, PathName] = {"exit on the host": "exit", "refine on the host": "refine"}
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,7 @@ class Bench:
     compare_folder: Path | None
     compare: Scope | None
     compare_work: Workload | None
+    decide: Place = "host"
 
     @property
     def adaptive(self) -> bool:
@@ -47,8 +52,13 @@ class Bench:
         return paths if self.compare_work is None else {**paths, "plain": self.compare_work}
 
     def cases(self, batch: int) -> dict[str, Case]:
-        """What is measured in turn at a batch size: the paths, and for batches the fine stage of one image."""
+        """What is measured in turn at a batch size.
+
+        The paths; for batches the fine stage of one image; where the device decides, the paths decided on the host.
+        """
         cases: dict[str, Case] = {name: work.path(name, batch) for name, work in self.paths().items()}
+        if self.decide == "device":
+            cases |= {case: self.work.path(name, batch, on_host=True) for case, name in ON_HOST.items()}
         return {**cases, FINE_ONE: self.work.fine_alone()} if self.adaptive and batch > 1 else cases
 
 
@@ -61,7 +71,7 @@ def open_bench(options: ProfileOptions, clock: Clock, on_progress: Progress) -> 
         BundleError, BackendError: as `Scope.load`.
     """
 
-    def load_scope(folder: Path) -> Scope:
+    def load_scope(folder: Path, decide: Place) -> Scope:
         scope = Scope.load(
             folder,
             backend=options.backend,
@@ -69,6 +79,7 @@ def open_bench(options: ProfileOptions, clock: Clock, on_progress: Progress) -> 
             kernel=options.kernel,
             precision=options.precision,
             preprocess=options.preprocess,
+            decide=decide,
         )
         scope.time_on_device()
         return scope
@@ -76,12 +87,12 @@ def open_bench(options: ProfileOptions, clock: Clock, on_progress: Progress) -> 
     on_progress("loading", 0.0)
     folder = latest_bundle() if options.bundle is None else options.bundle
     with contextlib.ExitStack() as stack:
-        scope = stack.enter_context(load_scope(folder))
+        scope = stack.enter_context(load_scope(folder, options.decide))
         if scope.config.arch == "vim":
             _refuse_for_plain(options)
         compare = None
         if options.compare is not None:
-            compare = stack.enter_context(load_scope(options.compare))
+            compare = stack.enter_context(load_scope(options.compare, "host"))
             _check_comparable(scope.manifest, compare.manifest, options.compare)
         pictures = None
         images: Sequence[Any] = [made_up_picture(scope.manifest.preprocessing)]
@@ -91,7 +102,9 @@ def open_bench(options: ProfileOptions, clock: Clock, on_progress: Progress) -> 
             )
             images = pictures.pool
         compare_work = None if compare is None else Workload(compare, images, clock)
-        bench = Bench(folder, scope, Workload(scope, images, clock), options.compare, compare, compare_work)
+        bench = Bench(
+            folder, scope, Workload(scope, images, clock), options.compare, compare, compare_work, options.decide
+        )
         yield bench, pictures
 
 
@@ -131,6 +144,7 @@ def identity_of(folder: Path, manifest: Manifest) -> BundleIdentity:
         folder=str(folder.absolute()),
         manifest_sha256=sha256_of(folder / MANIFEST),
         arch=config.arch,
+        reduced=vim_name(config) if config.reductions else None,
         size=config.size,
         resolution=(config.height, config.width),
         alpha=config.alpha if adaptive else None,
@@ -149,4 +163,5 @@ def runtime_of(scope: Scope, options: ProfileOptions) -> RuntimeIdentity:
         precision=scope.precision,
         threads=options.threads,
         preprocess=options.preprocess,
+        decide="host" if scope.config.arch == "vim" else options.decide,
     )

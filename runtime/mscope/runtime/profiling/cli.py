@@ -46,7 +46,7 @@ class KernelName(str, Enum):
 
 
 class Place(str, Enum):
-    """Values of --preprocess."""
+    """Values of --preprocess and --decide."""
 
     host = "host"
     device = "device"
@@ -83,6 +83,13 @@ def profile(
     threads: Annotated[int | None, typer.Option(metavar="N", help="Threads; by default the backend's choice.")] = None,
     preprocess: Annotated[
         Place, typer.Option(help="Where decoded pictures are scaled, as for mscope-run.")
+    ] = Place.host,
+    decide: Annotated[
+        Place,
+        typer.Option(
+            help="Where the exit of a single image is decided, as for mscope-run; device: both places are measured in "
+            "turn (--batch 1)."
+        ),
     ] = Place.host,
     idle: Annotated[
         str, typer.Option(metavar="SECONDS,...", help="Pauses after which one image is timed; none: leave it out.")
@@ -128,6 +135,7 @@ def profile(
         precision=precision,
         threads=threads,
         preprocess=preprocess.value,
+        decide=decide.value,
         idle_gaps_s=() if idle.strip() == "none" else _numbers(idle, float, "--idle"),
         cold_starts=cold_starts,
         layers=layers or save_layers is not None,

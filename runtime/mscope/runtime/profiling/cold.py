@@ -10,6 +10,7 @@ import tempfile
 import threading
 import time
 from dataclasses import asdict, dataclass
+from typing import Literal
 
 from mscope.core.errors import BackendError
 from mscope.runtime.profiling.schema import ColdRun, ColdStart, Memory
@@ -27,6 +28,8 @@ class ColdRequest:
     kernel: str
     threads: int | None
     batch: int
+    preprocess: Literal["host", "device"] = "host"
+    decide: Literal["host", "device"] = "host"
 
 
 def cold_start(request: ColdRequest, times: int) -> tuple[ColdStart, Memory]:
@@ -88,6 +91,7 @@ def main() -> None:
     imported = time.perf_counter()
     with Scope.load(
         request.bundle, request.backend, threads=request.threads, kernel=request.kernel, precision=request.precision,  # type: ignore[arg-type]
+        preprocess=request.preprocess, decide=request.decide,
     ) as scope:  # fmt: skip
         loaded = time.perf_counter()
         loaded_bytes = process_memory_bytes("VmRSS")

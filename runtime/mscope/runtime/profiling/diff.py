@@ -178,6 +178,7 @@ def _differences(a: Profile, b: Profile) -> list[str]:
         ("power mode", a.machine.power_mode, b.machine.power_mode),
         ("backend", a.runtime.backend, b.runtime.backend),
         ("kernels", a.runtime.kernel, b.runtime.kernel),
+        ("place of the exit decision", a.runtime.decide, b.runtime.decide),
         ("precision", a.runtime.precision, b.runtime.precision),
         ("input", a.settings.input, b.settings.input),
         ("weights", a.bundle.weights, b.bundle.weights),

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from mscope.runtime.profiling.schema import Power, Profile
-
-_WORDS = {"exit": "exits early", "refine": "is refined", "plain": "plain ViM"}
+from mscope.runtime.profiling.words import image_on
 
 
 def headline(profile: Profile) -> str:
@@ -21,8 +20,7 @@ def tiles(profile: Profile) -> list[tuple[str, str, str]]:
     found = []
     for name, path in batch.paths.items():
         s = path.total.summary
-        words = f"an image that {_WORDS[name]}" if name != "plain" else _WORDS[name]
-        found.append((words, f"{s.p50_ms:.2f} ms", f"p99 {s.p99_ms:.2f} ms, batch {batch.batch}"))
+        found.append((image_on(profile, name), f"{s.p50_ms:.2f} ms", f"p99 {s.p99_ms:.2f} ms, batch {batch.batch}"))
     rate = batch.break_even_exit_rate
     if rate is not None:
         value = "always" if rate <= 0 else "never" if rate > 1 else f"> {rate:.0%}"
@@ -69,6 +67,8 @@ def facts(profile: Profile) -> list[tuple[str, str]]:
         ("backend", f"{runtime.backend}, {runtime.precision}, {runtime.kernel} kernels, threads: {threads}"),
         ("processor", f"{machine.cpu}, {machine.cores} cores"),
     ]
+    if runtime.decide == "device":
+        found.append(("exit decided", "on the device; beside it, in turn, on the host"))
     if machine.device:
         found.append(("device", machine.device))
     if machine.memory_bytes:

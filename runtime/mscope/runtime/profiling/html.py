@@ -8,9 +8,10 @@ from pathlib import Path
 from mscope.core.errors import InputError
 from mscope.core.files import write_text_atomically
 from mscope.runtime.profiling.facts import facts, headline, power_lines, tiles
-from mscope.runtime.profiling.html_charts import PATH_WORDS, Figure, figures
+from mscope.runtime.profiling.html_charts import Figure, figures
 from mscope.runtime.profiling.schema import Profile
 from mscope.runtime.profiling.svg import clean
+from mscope.runtime.profiling.words import path_words
 
 _STYLE = Path(__file__).with_name("html_style.css")
 # Nothing may be fetched and nothing may run, whatever a label says.
@@ -87,11 +88,11 @@ def _power(profile: Profile) -> list[str]:
     power = profile.power
     if power is None:
         return []
-    rows = []
+    rows, called = [], path_words(profile)
     for entry in power.paths:
         error = entry.uncertainty_joules_per_image
         cells = [
-            f"{PATH_WORDS[entry.path]}, batch {entry.batch}",
+            f"{called[entry.path]}, batch {entry.batch}",
             "" if entry.watts is None else f"{entry.watts:.2f}",
             "" if entry.joules_per_image is None else f"{entry.joules_per_image:.4g}",
             "" if entry.net_joules_per_image is None else f"{entry.net_joules_per_image:.4g}",

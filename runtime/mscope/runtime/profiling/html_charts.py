@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from mscope.runtime.profiling.schema import BatchProfile, Expected, LayerTable, PathEnergy, Profile
+from mscope.runtime.profiling.schema import BatchProfile, Expected, LayerTable, PathEnergy, PathName, Profile
 from mscope.runtime.profiling.svg import Bar, Line, Mark, Span, bar_chart, flame_chart, line_chart
+from mscope.runtime.profiling.words import path_words
 
-PATH_WORDS = {"exit": "exit (coarse only)", "refine": "refine (coarse + fine)", "plain": "plain ViM"}
 _PATH_COLOURS = {"exit": 0, "refine": 1, "plain": 2}
 _KIND_COLOURS = {"projection": 0, "scan": 1, "mixer": 5, "conv": 3, "norm": 4, "other": 2}
 _PART_COLOURS = {
@@ -41,8 +41,10 @@ def figures(profile: Profile) -> list[Figure]:
     found: list[Figure] = []
     for batch in profile.batches[:_MAX_BATCHES]:
         many = f", batch {batch.batch}" if len(profile.batches) > 1 else ""
-        on_device = _device_split(batch, many)
-        found += [_distribution(batch, many), _split(batch, many), *([] if on_device is None else [on_device])]
+        words = path_words(profile)
+        on_device = _device_split(batch, words, many)
+        found += [_distribution(batch, words, many), _split(batch, words, many)]
+        found += [] if on_device is None else [on_device]
         expected = _expected(batch, many)
         accuracy = _accuracy(batch, many)
         energy = _energy(profile, batch, many)
@@ -54,15 +56,15 @@ def figures(profile: Profile) -> list[Figure]:
     return found if memory is None else [*found, memory]
 
 
-def _distribution(batch: BatchProfile, many: str) -> Figure:
+def _distribution(batch: BatchProfile, words: Mapping[PathName, str], many: str) -> Figure:
     lines, rows = [], []
     for name, path in batch.paths.items():
         quantiles = np.quantile(np.asarray(path.total.samples_ms), _SHARES)
-        lines.append(Line(PATH_WORDS[name], _PATH_COLOURS[name], quantiles.tolist(), _SHARES.tolist()))
+        lines.append(Line(words[name], _PATH_COLOURS[name], quantiles.tolist(), _SHARES.tolist()))
         s = path.total.summary
         values = (s.min_ms, s.p50_ms, s.p90_ms, s.p95_ms, s.p99_ms, s.max_ms)
         rows.append(
-            (PATH_WORDS[name], *(f"{value:.2f}" for value in values), f"{s.cv:.1%}", f"{path.images_per_second:.1f}")
+            (words[name], *(f"{value:.2f}" for value in values), f"{s.cv:.1%}", f"{path.images_per_second:.1f}")
         )
     svg = line_chart(
         f"cdf{batch.batch}", f"Latency by path{many}", "Share of runs within a time, a curve a path.", lines,
@@ -76,7 +78,7 @@ def _distribution(batch: BatchProfile, many: str) -> Figure:
     )  # fmt: skip
 
 
-def _split(batch: BatchProfile, many: str) -> Figure:
+def _split(batch: BatchProfile, words: Mapping[PathName, str], many: str) -> Figure:
     seen = dict.fromkeys(part for path in batch.paths.values() for part in path.parts)
     # In the order of a run; parts that a backend adds come last.
     names = [name for name in _PART_COLOURS if name in seen] + [name for name in seen if name not in _PART_COLOURS]
@@ -84,8 +86,8 @@ def _split(batch: BatchProfile, many: str) -> Figure:
     bars, rows = [], []
     for name, path in batch.paths.items():
         values = [path.parts[part].summary.p50_ms if part in path.parts else 0.0 for part in names]
-        bars.append(Bar(name, values, f"{path.total.summary.p50_ms:.2f} ms"))
-        rows.append((PATH_WORDS[name], *(f"{value:.3f}" if value else "" for value in values)))
+        bars.append(Bar(words[name], values, f"{path.total.summary.p50_ms:.2f} ms"))
+        rows.append((words[name], *(f"{value:.3f}" if value else "" for value in values)))
     svg = bar_chart(
         f"split{batch.batch}",
         f"Where the time goes{many}",
@@ -102,7 +104,7 @@ def _split(batch: BatchProfile, many: str) -> Figure:
     )
 
 
-def _device_split(batch: BatchProfile, many: str) -> Figure | None:
+def _device_split(batch: BatchProfile, words: Mapping[PathName, str], many: str) -> Figure | None:
     timed = {
         name: (path.device_parts, path.device_total)
         for name, path in batch.paths.items()
@@ -114,8 +116,8 @@ def _device_split(batch: BatchProfile, many: str) -> Figure | None:
     bars, rows = [], []
     for name, (parts, total) in timed.items():
         values = [parts[part].summary.p50_ms if part in parts else 0.0 for part in names]
-        bars.append(Bar(name, values, f"{total.summary.p50_ms:.2f} ms"))
-        rows.append((PATH_WORDS[name], *(f"{value:.3f}" if value else "" for value in values)))
+        bars.append(Bar(words[name], values, f"{total.summary.p50_ms:.2f} ms"))
+        rows.append((words[name], *(f"{value:.3f}" if value else "" for value in values)))
     title = f"Where the GPU's time goes{many}"
     series = [(name, _PART_COLOURS.get(name, 6)) for name in names]
     svg = bar_chart(f"device{batch.batch}", title, "Median milliseconds of each part, device clock.", series, bars)

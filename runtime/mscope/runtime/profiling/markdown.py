@@ -10,8 +10,7 @@ from mscope.core.errors import InputError
 from mscope.core.files import write_text_atomically
 from mscope.runtime.profiling.facts import headline
 from mscope.runtime.profiling.schema import PathEnergy, Profile
-
-_PATHS = {"exit": "exits early", "refine": "is refined", "plain": "plain ViM"}
+from mscope.runtime.profiling.words import path_words, table_rows
 
 
 def write_markdown(profile: Profile, path: Path) -> None:
@@ -57,13 +56,14 @@ def _paths(profile: Profile) -> list[str]:
     head = ["an image that", "batch", "p50 ms", "p90", "p99", "spread", "images/s"] + (["J an image"] if joules else [])
     rows = []
     for batch in profile.batches:
-        for name, path in batch.paths.items():
+        for words, name, path in table_rows(profile, batch):
             s = path.total.summary
             row = [
-                _PATHS[name], str(batch.batch), f"{s.p50_ms:.2f}", f"{s.p90_ms:.2f}", f"{s.p99_ms:.2f}", f"{s.cv:.0%}",
+                words, str(batch.batch), f"{s.p50_ms:.2f}", f"{s.p90_ms:.2f}", f"{s.p99_ms:.2f}", f"{s.cv:.0%}",
                 f"{path.images_per_second:.1f}",
             ]  # fmt: skip
-            rows.append([*row, _energy(joules.get((name, batch.batch)))] if joules else row)
+            joule = None if name is None else joules.get((name, batch.batch))
+            rows.append([*row, _energy(joule)] if joules else row)
     return _table(head, rows)
 
 
@@ -76,10 +76,10 @@ def _device_clock(profile: Profile) -> list[str]:
     ]
     if not timed:
         return []
-    names = list(dict.fromkeys(part for _, _, parts, _ in timed for part in parts))
+    names, words = list(dict.fromkeys(part for _, _, parts, _ in timed for part in parts)), path_words(profile)
     rows = [
         [
-            _PATHS[name], str(batch), f"{total.summary.p50_ms:.3f}",
+            words[name], str(batch), f"{total.summary.p50_ms:.3f}",
             *(f"{parts[part].summary.p50_ms:.3f}" if part in parts else "" for part in names),
         ]
         for batch, name, parts, total in timed

@@ -31,6 +31,7 @@ class ProfileOptions:
         batches: sizes to measure.
         duration_s: seconds of measuring for each batch size, all paths together.
         backend, kernel, precision, threads, preprocess: as `Scope.load` takes them.
+        decide: likewise; with "device" the same paths are measured in turn with the exit decided on the host.
         idle_gaps_s: pauses after which the first image is timed; empty: none.
         cold_starts: fresh processes to start; 0: none.
         layers: take the graphs apart by node.
@@ -50,6 +51,7 @@ class ProfileOptions:
     precision: str = "auto"
     threads: int | None = None
     preprocess: Place = "host"
+    decide: Place = "host"
     idle_gaps_s: tuple[float, ...] = (0.1, 1.0)
     cold_starts: int = 3
     layers: bool = False
@@ -65,6 +67,8 @@ class ProfileOptions:
             raise InputError(f"--batch takes sizes from 1 to {_MAX_BATCH}, got {_listed(self.batches)}")
         if len(set(self.batches)) != len(self.batches):
             raise InputError(f"--batch names a size twice: {_listed(self.batches)}")
+        if self.decide == "device" and self.batches != (1,):
+            raise InputError(f"--decide device is for single images: leave it or --batch {_listed(self.batches)} out")
         for eta in self.etas:
             check_eta(eta)
         if self.exit_rate is not None:

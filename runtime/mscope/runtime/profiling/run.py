@@ -14,7 +14,7 @@ from mscope.core.errors import InputError
 from mscope.core.manifest import Manifest
 from mscope.runtime.backends.base import Kernel
 from mscope.runtime.backends.registry import BACKENDS, RunnerOptions, choose, choose_variants
-from mscope.runtime.profiling.bench import FINE_ONE, Bench, Progress, identity_of, open_bench, runtime_of
+from mscope.runtime.profiling.bench import FINE_ONE, ON_HOST, Bench, Progress, identity_of, open_bench, runtime_of
 from mscope.runtime.profiling.cold import ColdRequest, cold_start
 from mscope.runtime.profiling.exit_rates import accuracy_at, eta_of_rate, rates_from_confidences, rates_from_curve
 from mscope.runtime.profiling.expectation import Paths, break_even_rate, expected_at
@@ -123,19 +123,24 @@ def _exit_rates(manifest: Manifest, pictures: Pictures | None, options: ProfileO
 
 
 def _batch_profile(batch: int, measured: Measured, rates: ExitRates, manifest: Manifest) -> BatchProfile:
-    profiles = {name: _path_profile(batch, measured, name) for name in measured.timings if name != FINE_ONE}
+    paths_only = [name for name in measured.timings if name != FINE_ONE and name not in ON_HOST]
+    profiles = {name: _path_profile(batch, measured, name) for name in paths_only}
+    on_host = {name: _path_profile(batch, measured, case) for case, name in ON_HOST.items() if case in measured.timings}
     one = None
     if FINE_ONE in measured.timings:
         one = series_of([timing.total_ms for timing in measured.timings[FINE_ONE]])
     fields: dict[str, Any] = {"batch": batch, "warmup": measured.warmup, "rounds": measured.rounds, "paths": profiles}
+    fields |= {"decided_on_host": on_host or None}
     if "refine" not in profiles:
         return BatchProfile(**fields)
-    plain = profiles.get("plain")
+    plain, refine = profiles.get("plain"), profiles["refine"]
+    # Where the device decides no fine stage can be told apart. For single images nothing is interpolated with it.
+    fine = refine.parts.get("fine", refine.total)
     paths = Paths(
         batch,
         np.array(profiles["exit"].total.samples_ms),
-        np.array(profiles["refine"].total.samples_ms),
-        np.array(profiles["refine"].parts["fine"].samples_ms),
+        np.array(refine.total.samples_ms),
+        np.array(fine.samples_ms),
         None if one is None else one.summary.p50_ms,
         None if plain is None else plain.total.summary.mean_ms,
     )
@@ -248,6 +253,8 @@ def _cold(bench: Bench, options: ProfileOptions, on_progress: Progress) -> tuple
         kernel=options.kernel,
         threads=options.threads,
         batch=max(options.batches),
+        preprocess=options.preprocess,
+        decide=options.decide,
     )
     return cold_start(request, options.cold_starts)
 

@@ -51,6 +51,7 @@ class BundleIdentity(_Strict):
     folder: str
     manifest_sha256: str
     arch: str
+    reduced: str | None = Field(None, description='a ViM whose tokens are reduced, by name: "ViM, merged to 0.7"')
     size: str
     resolution: tuple[int, int] = Field(description="height, width, pixels")
     alpha: float | None
@@ -68,6 +69,7 @@ class RuntimeIdentity(_Strict):
     precision: str
     threads: int | None = Field(description="asked for; None: the backend's own choice")
     preprocess: Literal["host", "device"] = Field("host", description="where decoded pictures are scaled")
+    decide: Literal["host", "device"] = Field("host", description="where the exit of a single image is decided")
 
 
 class Settings(_Strict):
@@ -116,7 +118,8 @@ class PathProfile(_Strict):
         total: from the pictures to the results.
         parts: what the total is made of, in order, each as long as `total`: "preprocess" (decoding, resizing), "check"
             (stacking the batch, validating it), then the stages as the backend names them ("coarse", "select", "fine",
-            or "full"; "upload" and "download" where it has them), and "postprocess" (softmax, classes, results).
+            or "full"; "upload" and "download" where it has them; "cascade" alone where the device decides), and
+            "postprocess" (softmax, classes, results).
         device_parts: what a device's own clock says, in order, where the backend has one; None on the CPU. "upload" (or
             "preprocess", where it scales pictures), "coarse", "download", "decision" (the device waits for the host, or
             moves rows), "fine", or "full"; "cascade" where the device decides. In all `device_total`, which is less
@@ -170,6 +173,8 @@ class BatchProfile(_Strict):
         warmup: what ran before.
         rounds: measured; in each, every path ran once, in random order, so that drifts of the machine cancel.
         paths: "exit" and "refine" of a cascade, "plain" of a plain ViM (this bundle, or the one of --compare).
+        decided_on_host: with --decide device, "exit" and "refine" again, measured in turn with the exit decided on the
+            host; else None.
         fine_one: the fine stage of one single image, for batches above 1: between it and the whole batch the time of a
             part of the batch is interpolated.
         expected: over eta (rising), where exit rates are known.
@@ -183,6 +188,7 @@ class BatchProfile(_Strict):
     warmup: WarmUp
     rounds: int
     paths: dict[PathName, PathProfile]
+    decided_on_host: dict[PathName, PathProfile] | None = None
     fine_one: Series | None = None
     expected: tuple[Expected, ...] = ()
     expected_by_exit_rate: tuple[Expected, ...] = ()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from mscope.runtime.profiling.layers import grouped
 from mscope.runtime.profiling.schema import BatchProfile, LayerTable, PathEnergy, PathProfile, Profile
-from mscope.runtime.profiling.words import told_about
+from mscope.runtime.profiling.words import image_on, table_rows, told_about
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 
 _PIPE_WIDTH = 160
 _TOP_NODES = 12
-_PATHS = {"exit": "leaves early", "refine": "refined", "plain": "plain ViM"}
 
 
 def print_profile(profile: Profile) -> None:
@@ -27,7 +26,7 @@ def print_profile(profile: Profile) -> None:
     for line in _heading(profile):
         console.print(escape(line))
     for batch in profile.batches:
-        console.print(_batch_table(batch))
+        console.print(_batch_table(profile, batch))
         if batch.expected:
             console.print(_expected_table(profile, batch))
     for line in _other_sections(profile):
@@ -47,9 +46,10 @@ def _heading(profile: Profile) -> list[str]:
     where = f"{machine.cpu}, {machine.cores} cores" + (f", {machine.device}" if machine.device else "")
     mode = f", {machine.power_mode}" if machine.power_mode else ""
     scaled = ", pictures scaled on the device" if runtime.preprocess == "device" else ""
+    decided = ", exit decided on the device" if runtime.decide == "device" else ""
     return [
         f"{bundle.name} ({bundle.arch}, {bundle.resolution[0]} x {bundle.resolution[1]}, weights: {bundle.weights})",
-        f"{runtime.backend}, {runtime.kernel} kernels, {runtime.precision}, {threads}{scaled}; {where}{mode}",
+        f"{runtime.backend}, {runtime.kernel} kernels, {runtime.precision}, {threads}{scaled}{decided}; {where}{mode}",
         f"milliseconds of a batch, host clock{_other_clock(profile)}",
     ]
 
@@ -59,7 +59,7 @@ def _other_clock(profile: Profile) -> str:
     return '; below "device clock" the GPU\'s own' if timed else ""
 
 
-def _batch_table(batch: BatchProfile) -> Table:
+def _batch_table(profile: Profile, batch: BatchProfile) -> Table:
     from rich import box
     from rich.table import Table
 
@@ -69,8 +69,8 @@ def _batch_table(batch: BatchProfile) -> Table:
     table.add_column("")
     for name in ("p50", "(95 % sure)", "p90", "p95", "p99", "min", "max", "mean", "cv", "images/s"):
         table.add_column(name, justify="right")
-    for name, path in batch.paths.items():
-        table.add_row(_PATHS[name], *_cells(path), style="bold")
+    for words, _, path in table_rows(profile, batch):
+        table.add_row(words, *_cells(path), style="bold")
         for part, series in path.parts.items():
             summary = series.summary
             table.add_row(f"  {part}", _ms(summary.p50_ms), style="dim")
@@ -138,13 +138,13 @@ def _other_sections(profile: Profile) -> list[str]:
         after = "back to back" if gap.gap_s == 0 else f"after {gap.gap_s:g} s idle"
         lines.append(f"one image {after}: p50 {_ms(gap.total.summary.p50_ms)}, max {_ms(gap.total.summary.max_ms)} ms")
     if profile.power is not None:
-        lines += [_energy(path, profile.power.sensor) for path in profile.power.paths]
+        lines += [_energy(path, profile.power.sensor, image_on(profile, path.path)) for path in profile.power.paths]
         lines += profile.power.notes
     return lines
 
 
-def _energy(path: PathEnergy, sensor: str) -> str:
-    head = f"energy, {_PATHS[path.path]}, batch {path.batch} ({sensor}): "
+def _energy(path: PathEnergy, sensor: str, image: str) -> str:
+    head = f"energy, {image}, batch {path.batch} ({sensor}): "
     if path.joules_per_image is None:
         return f"{head}not measured: {path.reason or 'the sensor gave nothing'}"
     sure = "" if path.uncertainty_joules_per_image is None else f" +- {path.uncertainty_joules_per_image:.2g}"

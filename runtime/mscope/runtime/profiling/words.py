@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from statistics import median
 
-from mscope.runtime.profiling.schema import BatchProfile, ExitRates, Expected, Profile
+from mscope.runtime.profiling.schema import BatchProfile, ExitRates, Expected, PathName, PathProfile, Profile
 
 # Beyond these a reader is warned.
 SCATTER = 0.1
@@ -28,8 +28,19 @@ def verdict(profile: Profile) -> tuple[str, ...]:
     """Lines that answer: what does an image cost, does adaptivity pay here, from where on would it lose."""
     lines: list[str] = []
     for batch in profile.batches:
-        lines += [_costs(batch), *_pays(profile, batch)]
+        lines += [_costs(profile, batch), *_decided(batch), *_pays(profile, batch)]
     return tuple(lines)
+
+
+def path_words(profile: Profile) -> dict[PathName, str]:
+    """What a table calls the paths of an image."""
+    return {"exit": "leaves early", "refine": "is refined", "plain": profile.bundle.reduced or "plain ViM"}
+
+
+def image_on(profile: Profile, path: PathName) -> str:
+    """An image on a path, such as "an image that leaves early"; of a ViM only its name."""
+    words = path_words(profile)[path]
+    return words if path == "plain" else f"an image that {words}"
 
 
 def percent(share: float) -> str:
@@ -37,18 +48,37 @@ def percent(share: float) -> str:
     return f"{share * 100:.0f} %"
 
 
-def _costs(batch: BatchProfile) -> str:
+def _costs(profile: Profile, batch: BatchProfile) -> str:
     per = f"batch {batch.batch}: " if batch.batch > 1 else ""
     told = []
-    for name, text in (
-        ("exit", "an image that leaves early takes"),
-        ("refine", "one that is refined"),
-        ("plain", "plain ViM"),
-    ):
-        path = batch.paths.get(name)  # type: ignore[call-overload]
+    words = path_words(profile)
+    texts = {"exit": f"an image that {words['exit']} takes", "refine": f"one that {words['refine']}"}
+    for name in words:
+        path, text = batch.paths.get(name), texts.get(name, words[name])
         if path is not None:
             told.append(f"{text} {path.total.summary.p50_ms / batch.batch:.3g} ms")
     return per + ", ".join(told) + " (median)"
+
+
+def _decided(batch: BatchProfile) -> list[str]:
+    """What deciding on the device changes, where both were measured."""
+    if batch.decided_on_host is None:
+        return []
+    told = []
+    for name, image in (("exit", "an image that leaves early"), ("refine", "one that is refined")):
+        here, there = (of[name].total.summary.p50_ms for of in (batch.paths, batch.decided_on_host))  # type: ignore[index]
+        share = here / there - 1.0 if there > 0.0 else 0.0
+        told.append(f"{image} {percent(abs(share))} {'more' if share > 0.0 else 'less'}")
+    return [f"with the exit decided on the device {', '.join(told)} time than decided on the host (medians, in turn)"]
+
+
+def table_rows(profile: Profile, batch: BatchProfile) -> list[tuple[str, PathName | None, PathProfile]]:
+    """What a table of latencies has: every path, then, of no name, those decided on the host beside the device's."""
+    words, on_host = path_words(profile), batch.decided_on_host or {}
+    return [
+        *((words[name], name, path) for name, path in batch.paths.items()),
+        *((f"{words[name]}, decided on the host", None, path) for name, path in on_host.items()),
+    ]
 
 
 def _pays(profile: Profile, batch: BatchProfile) -> list[str]:

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mscope.core.manifest import Preprocessing
+from mscope.runtime.backends.cascade import MayRefine
 from mscope.runtime.profiling.measure import Case, Clock, Timing
 from mscope.runtime.profiling.schema import PathName
 from mscope.runtime.result import Outcome, Result
@@ -24,7 +25,14 @@ class Subject(Protocol):
 
     def stack(self, prepared: Sequence[Any]) -> Any: ...
 
-    def run(self, tensor: Any, eta: float | None = None, *, refine_all: bool = False) -> Outcome: ...
+    def run(
+        self,
+        tensor: Any,
+        eta: float | None = None,
+        *,
+        refine_all: bool = False,
+        may_refine: MayRefine | None = None,
+    ) -> Outcome: ...
 
     def results(
         self, outcome: Outcome, sources: Sequence[str], preprocess_ms: Sequence[float], *, eta: float | None = None
@@ -49,10 +57,15 @@ class Workload:
     def __post_init__(self) -> None:
         self._turn = itertools.cycle(self.images)
 
-    def path(self, name: PathName, batch: int) -> Case:
-        """One batch of which every image takes that path, from the pictures to the results."""
+    def path(self, name: PathName, batch: int, *, on_host: bool = False) -> Case:
+        """One batch of which every image takes that path, from the pictures to the results.
+
+        `on_host`: the exit is decided on the host, whatever the subject was loaded with.
+        """
         eta = {"exit": 0.0, "refine": 1.0, "plain": None}[name]
-        return lambda: self._timed(name, batch, eta)
+        # Whoever has a say in the decision brings it to the host.
+        may_refine: MayRefine | None = (lambda confidence, wanted: wanted) if on_host else None
+        return lambda: self._timed(name, batch, eta, may_refine)
 
     def fine_alone(self) -> Case:
         """The fine stage of one single image, as it runs in a larger batch of which one image did not exit."""
@@ -74,20 +87,21 @@ class Workload:
 
         return call
 
-    def _timed(self, name: PathName, batch: int, eta: float | None) -> Timing:
+    def _timed(self, name: PathName, batch: int, eta: float | None, may_refine: MayRefine | None = None) -> Timing:
         clock = self.clock
         images = list(itertools.islice(self._turn, batch))
         sources = ["image"] * batch
         started = clock()
         prepared = [self.subject.prepare(image) for image in images]
         ready = clock()
-        outcome = self.subject.run(self.subject.stack(prepared), eta, refine_all=name == "refine")
+        tensor = self.subject.stack(prepared)
+        outcome = self.subject.run(tensor, eta, refine_all=name == "refine", may_refine=may_refine)
         ran = clock()
         each = (ready - started) * 1e3 / batch
         self.subject.results(outcome, sources, [each] * batch, eta=eta)
         done = clock()
         stages = dict(outcome.stage_ms)
-        if name == "exit":
+        if name == "exit" and "fine" in stages:
             # No fine stage ran: what its place in the clockwork takes belongs to the decision.
             stages["select"] = stages.get("select", 0.0) + stages.pop("fine", 0.0)
         # What the stages leave of the run. Stages that claim more than it took show as a gap of the whole.

@@ -69,7 +69,7 @@ def install(
     cuda = cuda or FakeCuda()
     install_cuda(monkeypatch, cuda)
     monkeypatch.setattr("mscope.runtime.device.cuda.why_no_bindings", lambda: "")
-    monkeypatch.setattr(tensorrt_library, "why_no_bindings", lambda: "")
+    monkeypatch.setattr("mscope.runtime.backends.availability.why_no_bindings", lambda: "")
     set_driver(monkeypatch, driver_library or FakeDriver())
     modules = {}
     for flavour in ("tensorrt", "tensorrt-rtx"):
@@ -116,7 +116,7 @@ def set_driver(monkeypatch: pytest.MonkeyPatch, library: FakeDriver | None) -> N
     import functools
 
     monkeypatch.setattr(driver, "find_gpu", functools.cache(driver.find_gpu.__wrapped__))
-    for user in ("engine_match", "tensorrt_library", "ort_cuda"):
+    for user in ("engine_match", "availability"):
         monkeypatch.setattr(f"mscope.runtime.backends.{user}.find_gpu", driver.find_gpu)
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import signal
 import sys
-from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from mscope.core.console import EXIT_FAILURE, EXIT_USAGE, print_error, run_app
+from mscope.runtime.choices import KernelName, Place
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -35,21 +35,6 @@ others are done); 2 bad usage, or no source could be read; 130 interrupted.
 """
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
-
-
-class KernelName(str, Enum):
-    """Values of --kernel."""
-
-    auto = "auto"
-    native = "native"
-    function = "function"
-
-
-class Place(str, Enum):
-    """Values of --preprocess and --decide."""
-
-    host = "host"
-    device = "device"
 
 
 @app.command(epilog=_EXAMPLE)

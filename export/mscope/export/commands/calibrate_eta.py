@@ -11,7 +11,6 @@ import typer
 from mscope.export.commands.labelled import (
     BackendOption,
     BatchOption,
-    KernelName,
     KernelOption,
     LatencyImagesOption,
     LimitOption,
@@ -22,6 +21,7 @@ from mscope.export.commands.labelled import (
     telling,
 )
 from mscope.export.commands.shared import DebugOption, JsonOption
+from mscope.runtime.choices import KernelName
 
 if TYPE_CHECKING:
     from mscope.calib.eta import EtaReport

@@ -12,7 +12,6 @@ from mscope.export.commands.labelled import (
     BackendOption,
     BatchOption,
     DataArgument,
-    KernelName,
     KernelOption,
     LatencyImagesOption,
     LevelOption,
@@ -24,6 +23,7 @@ from mscope.export.commands.labelled import (
     telling,
 )
 from mscope.export.commands.shared import DebugOption, JsonOption
+from mscope.runtime.choices import KernelName
 
 
 def evaluate(

@@ -4,23 +4,16 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from enum import Enum
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from mscope.runtime.choices import KernelName
 
 if TYPE_CHECKING:
     from mscope.core.errors import InputError
 
 _SHOWN_PROBLEMS = 10
-
-
-class KernelName(str, Enum):
-    """Values of --kernel."""
-
-    auto = "auto"
-    native = "native"
-    function = "function"
 
 
 DataArgument = Annotated[

@@ -13,13 +13,12 @@ import numpy as np
 
 from mscope.core.contract import OP_BIDIRECTIONAL_SCAN, OP_CONV, OP_MIXER, OP_SCAN, Graph, Tensor
 from mscope.core.errors import BackendError
-from mscope.runtime.backends.availability import Availability
+from mscope.runtime.backends.availability import Availability, gpu_here
 from mscope.runtime.backends.base import Declared, Kernel
 from mscope.runtime.backends.device_runner import DeviceRunner
 from mscope.runtime.backends.ort import declared_nodes
 from mscope.runtime.backends.ort_ops import NativeOps, describe, first_line
-from mscope.runtime.device.cuda import Device, why_no_bindings
-from mscope.runtime.device.driver import find_gpu
+from mscope.runtime.device.cuda import Device
 from mscope.runtime.device.stream import Stream
 
 _PROVIDER = "CUDAExecutionProvider"
@@ -146,13 +145,8 @@ def probe(version: str | None) -> Availability:
             lacking.append(missing_provider())
         else:
             library = f"{found.name}; {describe('ort_cuda')}"
-    if reason := why_no_bindings():
-        lacking.append(reason)
-    gpu, reason = find_gpu()
-    if gpu is None:
-        lacking.append(reason)
-    device = "no GPU" if gpu is None else f"{gpu}, driver for CUDA {gpu.driver}"
-    return Availability("ort-cuda", "onnxruntime-gpu", library, device, version, "; ".join(lacking))
+    device, without = gpu_here()
+    return Availability("ort-cuda", "onnxruntime-gpu", library, device, version, "; ".join([*lacking, *without]))
 
 
 def missing_provider() -> str:

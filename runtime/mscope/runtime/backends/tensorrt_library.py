@@ -16,9 +16,7 @@ from typing import Any
 from mscope.core.engine import Flavour
 from mscope.core.errors import BackendError
 from mscope.runtime.backends import plugin_library
-from mscope.runtime.backends.availability import Availability
-from mscope.runtime.device.cuda import why_no_bindings
-from mscope.runtime.device.driver import find_gpu
+from mscope.runtime.backends.availability import Availability, gpu_here
 
 log = logging.getLogger(__name__)
 
@@ -64,13 +62,10 @@ def probe(flavour: Flavour) -> Availability:
     lacking = []
     if importlib.util.find_spec(flavoured.module) is None:
         lacking.append(f"the package {flavoured.module} is not installed: {flavoured.install}")
-    if reason := why_no_bindings():
-        lacking.append(reason)
-    gpu, reason = find_gpu()
-    if gpu is None:
-        lacking.append(reason)
-    device = "no GPU" if gpu is None else f"{gpu}, driver for CUDA {gpu.driver}"
-    return Availability(flavour, flavoured.module, plugin_library.describe(), device, version, "; ".join(lacking))
+    device, without = gpu_here()
+    return Availability(
+        flavour, flavoured.module, plugin_library.describe(), device, version, "; ".join([*lacking, *without])
+    )
 
 
 def load(flavour: Flavour) -> Any:

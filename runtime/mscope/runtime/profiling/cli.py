@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
 from mscope.core.console import run_app
+from mscope.runtime.choices import KernelName, Place
 from mscope.runtime.profiling.diff_cli import EPILOG, diff
 from mscope.runtime.profiling.roofline_cli import EPILOG as PREDICT_EPILOG
 from mscope.runtime.profiling.roofline_cli import predict
@@ -35,21 +35,6 @@ _CLEAR_LINE = "\r\x1b[2K"
 Number = TypeVar("Number", int, float)
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
-
-
-class KernelName(str, Enum):
-    """Values of --kernel."""
-
-    auto = "auto"
-    native = "native"
-    function = "function"
-
-
-class Place(str, Enum):
-    """Values of --preprocess and --decide."""
-
-    host = "host"
-    device = "device"
 
 
 @app.callback(invoke_without_command=True, epilog=_EXAMPLE)

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from mscope.core.errors import InputError
-from mscope.core.files import write_text_atomically
+from mscope.runtime.profiling.destination import write_report
 from mscope.runtime.profiling.facts import facts, headline, power_lines, tiles
 from mscope.runtime.profiling.html_charts import Figure, figures
 from mscope.runtime.profiling.schema import Profile
@@ -20,10 +19,7 @@ _POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-
 
 def write_html(profile: Profile, path: Path) -> None:
     """Writes the page, whole or not at all. Raises InputError where it cannot be written."""
-    try:
-        write_text_atomically(path, to_html(profile))
-    except OSError as error:
-        raise InputError(f"{path}: the report cannot be written: {error.strerror or error}") from None
+    write_report(path, to_html(profile))
 
 
 def to_html(profile: Profile) -> str:

@@ -6,8 +6,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from mscope.core.errors import InputError
-from mscope.core.files import write_text_atomically
+from mscope.runtime.profiling.destination import write_report
 from mscope.runtime.profiling.facts import headline
 from mscope.runtime.profiling.schema import PathEnergy, Profile
 from mscope.runtime.profiling.words import path_words, table_rows
@@ -15,10 +14,7 @@ from mscope.runtime.profiling.words import path_words, table_rows
 
 def write_markdown(profile: Profile, path: Path) -> None:
     """Writes the text, whole or not at all. Raises InputError where it cannot be written."""
-    try:
-        write_text_atomically(path, to_markdown(profile))
-    except OSError as error:
-        raise InputError(f"{path}: the report cannot be written: {error.strerror or error}") from None
+    write_report(path, to_markdown(profile))
 
 
 def to_markdown(profile: Profile) -> str:

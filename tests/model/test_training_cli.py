@@ -62,7 +62,7 @@ def test_help_has_an_example_and_needs_no_torch() -> None:
     assert subprocess.run([sys.executable, "-c", check], env=ENVIRONMENT).returncode == 0
     result = run("--help")
     assert result.returncode == 0
-    assert "mscope-train --dataset digits --out" in result.stdout
+    assert "mscope-train --out digits.safetensors" in result.stdout
 
 
 def test_a_run_in_a_pipe_prints_json_and_leaves_the_files(tmp_path: Path) -> None:

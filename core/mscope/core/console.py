@@ -73,6 +73,10 @@ def run_guarded(call: Callable[[], object], *, debug: bool) -> int:
         _drop_closed_stdout()
         return EXIT_FAILURE
     except (Exception, KeyboardInterrupt) as error:
+        if type(error).__name__ == "NoArgsIsHelpError":
+            # Of a group without a command: its help, which the message is, on lines of its own.
+            print(error, file=sys.stderr)
+            return EXIT_USAGE
         if debug:
             import traceback
 

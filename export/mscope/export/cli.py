@@ -20,6 +20,12 @@ app = typer.Typer(
     rich_markup_mode=None,
     no_args_is_help=True,
     help="From PyTorch weights to a bundle that mscope-run runs: ONNX graphs, checked against the model.",
+    epilog=examples(
+        "mscope-export build --size ti",
+        "mscope-export info",
+        "mscope-export eval bundles/digits digits --out results",
+    )
+    + "\n\nExit status: 0 done; 1 a failure; 2 bad usage or input; 130 interrupted. COMMAND --help has more examples.",
 )
 app.command(
     short_help="Builds a bundle: graphs, checked, with a manifest.",

@@ -48,7 +48,8 @@ def run(
         ),
     ],
     bundle: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="The bundle; by default the one built last.")
+        Path | None,
+        typer.Option(metavar="DIR", help="A folder that mscope-export build wrote; by default the one built last."),
     ] = None,
     eta: Annotated[
         float | None,
@@ -60,7 +61,10 @@ def run(
         str, typer.Option(metavar="NAME", help="auto, tensorrt, tensorrt-rtx, ort-cpu or ort-cuda.")
     ] = "auto",
     kernel: Annotated[
-        KernelName, typer.Option(help="Implementation of the scan: native library, the file's own function, or auto.")
+        KernelName,
+        typer.Option(
+            help="Of the scan: native (this package's library), function (the file's own), or auto: native where it is."
+        ),
     ] = KernelName.auto,
     precision: Annotated[
         str, typer.Option(metavar="NAME", help="fp32, fp16, bf16, int8, fp8 or auto, of the files in the bundle.")
@@ -108,7 +112,7 @@ def run(
     ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> int:
-    """Classify pictures with a bundle; easy ones leave after the coarse stage, hard ones are looked at closely."""
+    """Classify pictures: easy ones leave early, after the coarse stage; of hard ones the top regions are refined."""
     # Here, so that --help needs none of it.
     from mscope.core.cascade import check_eta
     from mscope.core.errors import InputError

@@ -27,7 +27,7 @@ from mscope.runtime.choices import KernelName
 
 
 def evaluate(
-    bundle: Annotated[Path, typer.Argument(help="Bundle, adaptive or plain ViM.")],
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="Its folder; adaptive (mambascope) or a ViM.")],
     data: DataArgument,
     eta: Annotated[
         float | None,

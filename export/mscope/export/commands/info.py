@@ -20,7 +20,10 @@ from mscope.export.commands.shared import (
 
 
 def info(
-    bundle: Annotated[Path | None, typer.Argument(help="Bundle.  [default: the latest]", show_default=False)] = None,
+    bundle: Annotated[
+        Path | None,
+        typer.Argument(metavar="BUNDLE", help="Its folder.  [default: the one built last]", show_default=False),
+    ] = None,
     size: Annotated[
         str | None, typer.Option(help="ti, s, b or digits: a configuration instead of a bundle.", show_default=False)
     ] = None,

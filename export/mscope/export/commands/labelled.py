@@ -19,7 +19,8 @@ _SHOWN_PROBLEMS = 10
 DataArgument = Annotated[
     str,
     typer.Argument(
-        help="Folder with one folder of pictures for each class, .csv list of 'path,class', or digits[:validation]."
+        metavar="DATA",
+        help="Folder with one folder of pictures for each class, .csv list of 'path,class', or digits[:validation].",
     ),
 ]
 LimitOption = Annotated[

@@ -16,6 +16,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     no_args_is_help=True,
     help="The TensorRT plugin library, libmscope_trt.so: builds it, says where it is, tries it.",
+    epilog=examples("mscope-export plugins build --arch 87", "mscope-export plugins check"),
 )
 
 

@@ -16,18 +16,22 @@ WeightsOption = Annotated[
 ]
 ArchOption = Annotated[str, typer.Option(help="mambascope, or vim: the plain network, the baseline.")]
 AlphaOption = Annotated[
-    float | None, typer.Option(help="Refined fraction of the regions, in (0, 1].  [default: 0.5]", show_default=False)
+    float | None,
+    typer.Option(help="Refined fraction of the regions, in (0, 1].  [default: 0.5; digits: 0.75]", show_default=False),
 ]
 ReduceOption = Annotated[
-    str | None, typer.Option(help="Thin out the tokens of a plain ViM: prune or merge.", show_default=False)
+    str | None,
+    typer.Option(help="With --arch vim: thin out its tokens, prune or merge; needs --keep.", show_default=False),
 ]
 KeepOption = Annotated[
     float | None,
-    typer.Option(help="Fraction of the patch tokens left after the last reduction, in (0, 1].", show_default=False),
+    typer.Option(help="With --reduce: fraction of the patch tokens left at the end, in (0, 1].", show_default=False),
 ]
 ReduceAfterOption = Annotated[
     str | None,
-    typer.Option(help="Blocks (from 1) after which tokens go: 5,10,15.  [default: by method]", show_default=False),
+    typer.Option(
+        help="With --reduce: blocks (from 1) after which tokens go: 5,10,15.  [default: by method]", show_default=False
+    ),
 ]
 ResolutionOption = Annotated[
     str | None, typer.Option(help="H or HxW, pixels.  [default: 224; digits: 64]", show_default=False)

@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 
 
 def verify(
-    bundle: Annotated[Path | None, typer.Argument(help="Bundle.  [default: the latest]", show_default=False)] = None,
+    bundle: Annotated[
+        Path | None,
+        typer.Argument(metavar="BUNDLE", help="Its folder.  [default: the one built last]", show_default=False),
+    ] = None,
     weights: WeightsOption = None,
     images: Annotated[
         list[str] | None,

@@ -11,9 +11,17 @@ from typing import Annotated
 
 import typer
 
-from mscope.core.console import run_app
+from mscope.core.console import examples, run_app
 
-_EPILOG = "Example: mscope-train --dataset digits --out digits.safetensors --samples 500000 --threads 1"
+_EPILOG = (
+    examples(
+        "mscope-train --out digits.safetensors --threads 1",
+        "mscope-train --out digits-vim.safetensors --arch vim",
+        "mscope-train --out clip.safetensors --set metric=clip --set gated_importance=false",
+        "mscope-train --out digits.safetensors --resume",
+    )
+    + "\n\nExit status: 0 trained; 1 a failure; 2 bad usage or input; 130 interrupted."
+)
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
@@ -30,7 +38,12 @@ def train(
     lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 2e-3,
     seed: Annotated[int, typer.Option(help="Decides the initial weights and every training picture.")] = 0,
     extra: Annotated[
-        list[str], typer.Option("--set", metavar="KEY=VALUE", help="Any other field of training/recipe.py; repeatable.")
+        list[str],
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="Another choice of the model or the training, such as metric=clip; repeatable.",
+        ),
     ] = [],  # noqa: B006
     resume: Annotated[bool, typer.Option("--resume", help="Continue the unfinished run of --out.")] = False,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.  [default: PyTorch's own]")] = None,
@@ -39,7 +52,7 @@ def train(
     test_pictures: Annotated[int, typer.Option(min=1, help="Pictures of the test split to measure on.")] = 4000,
     debug: Annotated[bool, typer.Option("--debug", help="Show a traceback on errors.")] = False,
 ) -> None:
-    """Trains MambaScope or plain ViM (section 4.3) and measures it on the test split.
+    """Trains MambaScope or plain ViM (section 4.3 of the paper) and measures it on the test split.
 
     From random weights a MambaScope first learns as plain ViM, then both stages together. Ctrl-C leaves a checkpoint
     that --resume continues bit for bit.

@@ -76,4 +76,7 @@ def make_recipe(**fields: Any) -> Recipe:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "recipe"
+        if first["type"] == "extra_forbidden":
+            choices = ", ".join(Recipe.model_fields)
+            raise InputError(f"no training option is called '{where}': choose one of {choices}") from None
         raise InputError(f"training option {where}: {first['msg']} (got {first['input']!r})") from None

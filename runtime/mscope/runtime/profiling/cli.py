@@ -41,7 +41,8 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None)
 def profile(
     context: typer.Context,
     bundle: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="The bundle; by default the one built last.")
+        Path | None,
+        typer.Option(metavar="DIR", help="A folder that mscope-export build wrote; by default the one built last."),
     ] = None,
     compare: Annotated[
         Path | None,
@@ -62,9 +63,13 @@ def profile(
     duration: Annotated[
         float, typer.Option(metavar="SECONDS", help="Measuring time for each batch size, all paths together.")
     ] = 10.0,
-    backend: Annotated[str, typer.Option(metavar="NAME", help="auto, or a backend's name.")] = "auto",
-    kernel: Annotated[KernelName, typer.Option(help="Which kernels, as for mscope-run.")] = KernelName.auto,
-    precision: Annotated[str, typer.Option(metavar="NAME", help="Of the files in the bundle, or auto.")] = "auto",
+    backend: Annotated[
+        str, typer.Option(metavar="NAME", help="auto, tensorrt, tensorrt-rtx, ort-cpu or ort-cuda.")
+    ] = "auto",
+    kernel: Annotated[KernelName, typer.Option(help="Of the scan, as for mscope-run.")] = KernelName.auto,
+    precision: Annotated[
+        str, typer.Option(metavar="NAME", help="fp32, fp16, bf16, int8, fp8 or auto, of the files in the bundle.")
+    ] = "auto",
     threads: Annotated[int | None, typer.Option(metavar="N", help="Threads; by default the backend's choice.")] = None,
     preprocess: Annotated[
         Place, typer.Option(help="Where decoded pictures are scaled, as for mscope-run.")
@@ -95,7 +100,10 @@ def profile(
     markdown: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a report as Markdown.")] = None,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
-    """Measure what a bundle costs on this machine: by stage and path, over eta, and beside plain ViM."""
+    """Measure what a bundle costs on this machine: by stage and path, over eta, and beside plain ViM.
+
+    diff and predict are commands of their own; without one it measures.
+    """
     if context.invoked_subcommand is not None:
         return
     # Here, so that --help needs none of it.

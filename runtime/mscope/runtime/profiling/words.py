@@ -65,7 +65,7 @@ def _decided(batch: BatchProfile) -> list[str]:
     if batch.decided_on_host is None:
         return []
     told = []
-    for name, image in (("exit", "an image that leaves early"), ("refine", "one that is refined")):
+    for name, image in (("exit", "an image that leaves early takes"), ("refine", "one that is refined")):
         here, there = (of[name].total.summary.p50_ms for of in (batch.paths, batch.decided_on_host))  # type: ignore[index]
         share = here / there - 1.0 if there > 0.0 else 0.0
         told.append(f"{image} {percent(abs(share))} {'more' if share > 0.0 else 'less'}")

@@ -11,6 +11,7 @@ import onnx
 import pytest
 import torch
 
+import trt_library
 from mscope.core.config import ModelConfig
 from mscope.core.contract import OP_DOMAIN, Stage, graph_for
 from mscope.export.engine.flavour import network_flags
@@ -113,12 +114,11 @@ def test_the_graph_is_the_model_in_float64(chosen: tuple[str, Stage, Any, Path])
 
 @pytest.mark.parametrize("with_plugin", [False, True], ids=["bodies", "plugin"])
 def test_tensorrt_parses_it(chosen: tuple[str, Stage, Any, Path], with_plugin: bool) -> None:
-    """In fp16, which every GPU takes, with the function bodies; with the plugin where its library is built."""
+    """In fp16, which every GPU takes, with the function bodies and with the plugin."""
     tensorrt_rtx = pytest.importorskip("tensorrt_rtx", reason="pip install tensorrt-rtx")
     if with_plugin:
-        if reason := trt.why_missing():
-            pytest.skip(reason)
-        trt.load("tensorrt-rtx")
+        with trt_library.in_use():
+            trt.load("tensorrt-rtx")
     model = typed_graph(load_split(chosen[-1]), "fp16")
     if with_plugin:
         strip_functions(model)

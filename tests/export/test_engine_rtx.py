@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+import trt_library
 from mscope.core.bundle import load_manifest
 from mscope.core.config import ModelConfig, config_for
 from mscope.core.engine import load_engine_record
@@ -20,25 +21,15 @@ from mscope.export.engine.worker import take_memory_from_user
 from mscope.export.info import info_from_bundle
 from mscope.export.options import BuildOptions
 from mscope.export.revise import revise_bundle
-from mscope.plugins import build_trt, trt
-from mscope.plugins.build import BuildError
-from mscope.plugins.trt_options import PluginBuild
 
 pytest.importorskip("tensorrt_rtx", reason="pip install tensorrt-rtx")
 
 
 @pytest.fixture(scope="module", autouse=True)
 def plugin(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """The plugin library: the installed one, else one built for the test; the data folder of its own."""
-    with pytest.MonkeyPatch.context() as patch:
+    """The plugin library; the data folder of its own."""
+    with pytest.MonkeyPatch.context() as patch, trt_library.in_use():
         patch.setenv("MSCOPE_HOME", str(tmp_path_factory.mktemp("home")))
-        if trt.why_missing():
-            folder = tmp_path_factory.mktemp("native")
-            try:
-                build_trt.build_trt(PluginBuild(only=("89",), output=folder))
-            except BuildError as error:
-                pytest.skip(f"no plugin library and none can be built: {error}")
-            patch.setenv("MSCOPE_PLUGIN_DIR", str(folder))
         yield
 
 

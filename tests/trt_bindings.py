@@ -32,6 +32,7 @@ import fake_gpu
 import fake_tensorrt
 import signatures
 from fake_tensorrt import FakeTensorRT
+from trt_callbacks import BoundLogger, BoundProfiler
 
 SOURCE = Path(__file__).with_name("trt_stub.cpp")
 PACKAGES = ("tensorrt_bindings", "tensorrt_rtx_bindings")
@@ -200,7 +201,7 @@ class _RuntimeBelow(Below):
     fake: FakeTensorRT
 
     def _made(self, slot: int, first: int, second: int) -> int:
-        return self._new("runtime", self.fake.Runtime(_Logger(self.library, first, self.own_function)))
+        return self._new("runtime", self.fake.Runtime(BoundLogger(self.library, first, self.own_function)))
 
     def _learn(self) -> None:
         module = self.module
@@ -344,7 +345,10 @@ class _RuntimeBelow(Below):
         return bool(context.set_tensor_address(read(name), memory % _WORD))
 
     def _context_infer_shapes(self, context: Any, most: int, names: int, *_: int) -> int:
-        unset = context.infer_shapes()
+        try:
+            unset = context.infer_shapes()
+        except RuntimeError:
+            return -1  # of which the bindings make the error that the stand-in has
         assert len(unset) <= int32(most)
         for place, name in enumerate(unset):
             (ctypes.c_void_p * len(unset)).from_address(names)[place] = self._text(name)
@@ -359,31 +363,10 @@ class _RuntimeBelow(Below):
         return asked is None or bool(asked(stream))
 
     def _context_profiler(self, context: Any, profiler: int, *_: int) -> None:
-        context.profiler = _Profiler(self.library, profiler, self.own_function)
+        context.profiler = BoundProfiler(self.library, profiler, self.own_function)
 
 
 _below = functools.cache(_RuntimeBelow)
-
-
-class _Logger(fake_tensorrt.ILogger):
-    """The bindings' logger, as the fake calls it."""
-
-    def __init__(self, library: Any, address: int, number: int) -> None:
-        super().__init__()
-        self._library, self._address, self._number = library, address, number
-
-    def log(self, severity: Any, msg: str) -> None:
-        text = ctypes.create_string_buffer(msg.encode())
-        self._library.stub_call(self._address, self._number, int(severity), ctypes.addressof(text), 0)
-
-
-class _Profiler(fake_tensorrt.IProfiler):
-    def __init__(self, library: Any, address: int, number: int) -> None:
-        super().__init__()
-        self._library, self._address, self._number = library, address, number
-
-    def report_layer_time(self, layer_name: str, ms: float) -> None:
-        self._library.stub_report(self._address, self._number, layer_name.encode(), ms)
 
 
 def int32(word: int) -> int:

@@ -211,7 +211,7 @@ def test_profiles_of_the_stages_differ(gpu: dict[str, FakeTensorRT], folder: Pat
     assert gpu["tensorrt"].cuda.live == 0
 
 
-def test_two_streams_on_one_scratch_memory_are_not_forgiven(gpu: dict[str, FakeTensorRT], folder: Path) -> None:
+def test_the_stand_in_forgives_no_two_streams_on_one_scratch_memory(gpu: dict[str, FakeTensorRT], folder: Path) -> None:
     """What keeps every run of a runner one after the other: its contexts share their scratch memory."""
     fake_tensorrt.add_engines(folder)
     with Scope.load(folder, backend="tensorrt") as scope:

@@ -45,7 +45,7 @@ OpSpec conv_spec(Create create) {
 }
 
 OpSpec scan_spec(Create create) {
-  return {"SelectiveScan", kScanPorts, kScanInputs, kScanOutput, 1, create, infer_scan};
+  return {"SelectiveScan", kScanPorts, kScanInputs, kScanOutput, 1, create, infer_scan, true};
 }
 
 OpSpec bidirectional_spec(Create create) {

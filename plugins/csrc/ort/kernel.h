@@ -37,6 +37,7 @@ struct OpSpec {
   size_t output_count;
   Create create;
   Infer infer;
+  bool gaps = false;  // an optional input may be left out before one that is given
 };
 
 // What a library has, and for which of ONNX Runtime's execution providers. Each library defines this once.

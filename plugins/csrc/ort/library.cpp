@@ -2,6 +2,7 @@
 // side. Linked once into the library for the CPU and once into the one for CUDA (kLibrary says which it is).
 
 #include <stdint.h>
+#include <stdlib.h>
 
 #include <mutex>
 #include <new>
@@ -47,7 +48,15 @@ OrtCustomOpInputOutputCharacteristic presence_of(const Port& port) {
 
 const OrtApi* the_api = nullptr;  // set once, before any callback that has no other way to it
 
-void describe(CustomOp& op, const OpSpec& spec, Storage storage) {
+// Before 1.24 the runtime's shape inference of custom ops reads the type of an input that was left out, and crashes.
+// Asking for that interface would tell it too, but the runtime complains on stderr where it is not there.
+bool infers_gaps(const char* version) {
+  char* rest = nullptr;
+  const long major = strtol(version, &rest, 10), minor = *rest == '.' ? strtol(rest + 1, nullptr, 10) : 0;
+  return major > 1 || (major == 1 && minor >= 24);
+}
+
+void describe(CustomOp& op, const OpSpec& spec, Storage storage, bool infers) {
   op.spec = &spec;
   op.storage = storage;
   op.version = MSCOPE_ORT_API_VERSION;
@@ -76,6 +85,7 @@ void describe(CustomOp& op, const OpSpec& spec, Storage storage) {
     return guarded(k.api, [&] { k.compute(context); });
   };
   op.KernelDestroy = [](void* kernel) { delete static_cast<Kernel*>(kernel); };
+  if (!infers) return;
   op.InferOutputShapeFn = [](const OrtCustomOp* o, OrtShapeInferContext* context) -> OrtStatusPtr {
     return guarded(*the_api, [&] { self(o).spec->infer(*the_api, context); });
   };
@@ -83,7 +93,7 @@ void describe(CustomOp& op, const OpSpec& spec, Storage storage) {
 
 // Domain and ops are made at the first registration and never freed: sessions keep pointers to them, and one may outlive
 // every place where they could be released.
-OrtCustomOpDomain* domain_of(const OrtApi& api) {
+OrtCustomOpDomain* domain_of(const OrtApi& api, const char* version) {
   static std::mutex lock;
   static OrtCustomOpDomain* domain = nullptr;
   const std::lock_guard<std::mutex> hold(lock);
@@ -94,7 +104,7 @@ OrtCustomOpDomain* domain_of(const OrtApi& api) {
   for (size_t i = 0; i < kLibrary.op_count; ++i) {
     for (Storage storage : {Storage::f32, Storage::f16, Storage::bf16}) {
       CustomOp* const op = new CustomOp();
-      describe(*op, *kLibrary.ops[i], storage);
+      describe(*op, *kLibrary.ops[i], storage, infers_gaps(version) || !kLibrary.ops[i]->gaps);
       check(api, api.CustomOpDomain_Add(made, op));
     }
   }
@@ -119,7 +129,7 @@ MSCOPE_EXPORT OrtStatus* ORT_API_CALL RegisterCustomOps(OrtSessionOptions* optio
                " of the C interface: install onnxruntime 1.17 or newer, or run without the native library";
     return oldest->CreateStatus(ORT_FAIL, message.c_str());
   }
-  return guarded(*api, [&] { check(*api, api->AddCustomOpDomain(options, domain_of(*api))); });
+  return guarded(*api, [&] { check(*api, api->AddCustomOpDomain(options, domain_of(*api, base->GetVersionString()))); });
 }
 
 // Kernels created so far in this process, and runs of them. A session that creates none does not use this library.

@@ -45,7 +45,7 @@ FLAVOURS: dict[Flavour, Flavoured] = {
         "TensorRT-RTX",
         "tensorrt_rtx",
         ("tensorrt-rtx", "tensorrt-rtx-cu13", "tensorrt-rtx-cu12"),
-        "pip install tensorrt-rtx",
+        "pip install tensorrt-rtx (x86_64, desktop GPUs)",
         "trt-rtx",
     ),
 }

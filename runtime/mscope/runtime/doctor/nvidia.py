@@ -165,7 +165,7 @@ def probe_tensorrt_rtx(host: Host) -> Finding:
     name = "TensorRT-RTX"
     version = host.version("tensorrt-rtx", "tensorrt-rtx-cu13", "tensorrt-rtx-cu12")
     if version is None:
-        return Finding(name, "missing", "not installed", "pip install tensorrt-rtx")
+        return Finding(name, "missing", "not installed", "pip install tensorrt-rtx (x86_64, desktop GPUs)")
     plain = "libtensorrt_rtx.so"
     libraries = [path for package in _RTX_LIBRARIES for path in host.package_files(package, plain)]
     if not libraries:

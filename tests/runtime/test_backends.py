@@ -1,5 +1,6 @@
 import importlib.util
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -202,6 +203,19 @@ def test_threads_are_for_the_cpu(bundle: Path, network: fakes.FakeNetwork, monke
     fake_gpu.install(monkeypatch, network)
     with pytest.raises(InputError, match="leave --threads out with --backend tensorrt"):
         Scope.load(bundle, backend="tensorrt", threads=2)
+
+
+def test_what_several_backends_lack_is_told_once(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, entry in registry.BACKENDS.items():
+        missing = "no driver" if name == "tensorrt" else "the package x is not installed: pip install x; no driver"
+        found = Availability(name, "x", "x", "no GPU", None, missing="" if name == "ort-cpu" else missing)
+        monkeypatch.setitem(registry.BACKENDS, name, replace(entry, probe=lambda found=found: found))
+    with pytest.raises(BackendError) as error:
+        Scope.load(bundle, preprocess="device")
+    assert str(error.value) == (
+        "no backend runs this bundle here: tensorrt, tensorrt-rtx, ort-cuda: no driver; tensorrt-rtx, ort-cuda: the "
+        "package x is not installed: pip install x; ort-cpu: it has no GPU for --preprocess device"
+    )
 
 
 def test_an_unknown_backend_names_the_known() -> None:

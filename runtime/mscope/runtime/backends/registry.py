@@ -6,7 +6,7 @@ import contextlib
 import importlib.metadata
 import importlib.util
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast, get_args
@@ -243,24 +243,34 @@ def choose(manifest: Manifest, folder: Path, backend: str, precision: str, optio
             _check_there(manifest, folder, precision)
         return Choice(entry, *choose_variants(manifest, entry, precision, folder, options.kernel))
     _check_there(manifest, folder, precision)
-    reasons, notes = [], []
+    reasons: list[tuple[str, str]] = []
+    notes: list[str] = []
     for entry in BACKENDS.values():
         found = entry.probe()
         if not found.available or (entry.on_device and options.threads is not None):
-            reasons.append(f"{entry.name}: {found.missing or 'it has no threads to choose'}")
+            reasons.append((entry.name, found.missing or "it has no threads to choose"))
             continue
         if options.needs_device and not entry.on_device:
-            reasons.append(f"{entry.name}: it has no GPU for {options.needs_device}")
+            reasons.append((entry.name, f"it has no GPU for {options.needs_device}"))
             continue
         try:
             chosen, variants = choose_variants(manifest, entry, precision, folder, options.kernel)
         except BackendError as error:
-            reasons.append(f"{entry.name}: {error}")
+            reasons.append((entry.name, str(error)))
             if any(variant.backend == entry.format != "onnx" for variant in _variants(manifest)):
                 notes.append(f"not {entry.name}: {error}")
             continue
         return Choice(entry, chosen, variants, tuple(notes))
-    raise BackendError(f"no backend runs this bundle here: {'; '.join(reasons)}")
+    raise BackendError(f"no backend runs this bundle here: {_each_told_once(reasons)}")
+
+
+def _each_told_once(reasons: Sequence[tuple[str, str]]) -> str:
+    """What each backend lacks; what several lack is said once, and of which."""
+    lacking: dict[str, list[str]] = {}
+    for name, text in reasons:
+        for part in text.split("; "):
+            lacking.setdefault(part, []).append(name)
+    return "; ".join(f"{', '.join(names)}: {part}" for part, names in lacking.items())
 
 
 def choose_variants(

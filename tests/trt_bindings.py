@@ -32,7 +32,7 @@ import fake_gpu
 import fake_tensorrt
 import signatures
 from fake_tensorrt import FakeTensorRT
-from trt_callbacks import BoundLogger, BoundProfiler
+from trt_callbacks import BoundLogger, BoundProfiler, silent_logger
 
 SOURCE = Path(__file__).with_name("trt_stub.cpp")
 PACKAGES = ("tensorrt_bindings", "tensorrt_rtx_bindings")
@@ -206,14 +206,7 @@ class _RuntimeBelow(Below):
     def _learn(self) -> None:
         module = self.module
 
-        class Logger(module.ILogger):  # type: ignore[name-defined,misc]
-            def __init__(self) -> None:
-                module.ILogger.__init__(self)
-
-            def log(self, severity: Any, msg: str) -> None:
-                raise AssertionError(msg)
-
-        self._kept.append(Logger())
+        self._kept.append(silent_logger(module))
         text = ctypes.create_string_buffer(b"x")
         strategy = module.ExecutionContextAllocationStrategy.USER_MANAGED
         runtime, _ = self._told("", "", lambda: module.Runtime(self._kept[0]), self._new("runtime", None))

@@ -19,6 +19,7 @@ import trt_bindings
 from mscope.export.engine import worker
 from mscope.export.engine.request import EngineRequest
 from trt_bindings import Below, Bound, Dims, int32, read
+from trt_callbacks import silent_logger
 
 PLAN, TIMED = b"a plan", b"timed"
 LAYERS = "Layers:\nName: x_myl0_1, LayerType: gemm, Inputs: [], Outputs: []\nBindings:\n"
@@ -44,18 +45,11 @@ class BuilderBelow(Below):
     def _learn(self) -> None:
         module = self.module
 
-        class Logger(module.ILogger):  # type: ignore[name-defined,misc]
-            def __init__(self) -> None:
-                module.ILogger.__init__(self)
-
-            def log(self, severity: Any, msg: str) -> None:
-                raise AssertionError(msg)
-
         class Monitor(module.IProgressMonitor):  # type: ignore[name-defined,misc]
             def __init__(self) -> None:
                 module.IProgressMonitor.__init__(self)
 
-        logger, monitor = Logger(), Monitor()
+        logger, monitor = silent_logger(module), Monitor()
         self._kept += [logger, monitor]
         text = ctypes.create_string_buffer(b"x")
         builder, _ = self._told("", "", lambda: module.Builder(logger), self._new("builder", None))

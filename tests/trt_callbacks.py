@@ -29,3 +29,16 @@ class BoundProfiler(fake_tensorrt.IProfiler):
 
     def report_layer_time(self, layer_name: str, ms: float) -> None:
         self._library.stub_report(self._address, self._number, layer_name.encode(), ms)
+
+
+def silent_logger(module: Any) -> Any:
+    """A logger of the bindings' own kind, to which nothing may be said."""
+
+    class Logger(module.ILogger):  # type: ignore[name-defined,misc]
+        def __init__(self) -> None:
+            module.ILogger.__init__(self)
+
+        def log(self, severity: Any, msg: str) -> None:
+            raise AssertionError(msg)
+
+    return Logger()

@@ -20,6 +20,7 @@ from mscope.export.functions import attach_functions
 from mscope.plugins import build, build_cuda, build_ort_cuda, find, ort
 from op_cases import Case, Inputs
 from ort_graphs import FLOAT32, model_of, session_of, values_of
+from shared_objects import symbols
 
 
 @pytest.fixture(scope="module")
@@ -40,15 +41,6 @@ def library() -> Path:
     kernels, ops = map(Path, said.getvalue().splitlines())
     assert (kernels, ops) == (folder / "libmscope_cuda.so", folder / "libmscope_ort_cuda.so")
     return ops
-
-
-def symbols(library: Path, option: str) -> set[str]:
-    nm = shutil.which("nm")
-    if nm is None:
-        pytest.skip("no nm on this machine")
-    said = subprocess.run([nm, "-D", option, str(library)], capture_output=True, text=True, check=True).stdout
-    # A weak symbol may stay without a definition.
-    return {line.split()[-1].split("@")[0] for line in said.splitlines() if line.split()[-2] != "w"}
 
 
 def test_it_exports_what_onnxruntime_looks_for_and_our_own(library: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import ctypes
 import os
 import subprocess
@@ -20,6 +21,8 @@ from op_cases import Case, Inputs
 from ort_graphs import FLOAT32, LIBRARY, model_of, run, session_of, usable_isas, values_of
 from ort_refusals import WRONG_SHAPES
 
+# Members of OrtCustomOp, in words: GetName and InferOutputShapeFn.
+_NAME, _INFER = 2, 19
 needs_library = pytest.mark.skipif(LIBRARY is None, reason=ort_graphs.WHY_MISSING)
 
 
@@ -106,6 +109,54 @@ except Exception as error:
         assert result.returncode == 0, result.stderr[-500:]
         assert "VimMixer node. Name:'node'" in result.stdout
         assert "allocate" in result.stdout.lower()
+
+    @pytest.mark.parametrize(
+        ("version", "left_out"),
+        [("1.17.3", True), ("1.23.2", True), ("1.24.0", False), ("1.32.0", False), ("2.0.1", False)],
+    )
+    def test_shapes_of_an_op_with_a_gap_in_its_inputs(self, version: str, left_out: bool) -> None:
+        """Before 1.24 the runtime reads the type of the input that was left out, and ends the process.
+
+        A runtime of that version is played: what it is given is looked at, in a process of its own, as the ops are made
+        once in each.
+        """
+        code = f"""
+import ctypes
+C = ctypes
+api = (C.c_void_p * 400)()
+ops = []
+def domain(name, out):
+    out[0] = 4711
+    return None
+def add(domain, op):
+    ops.append(op)
+    return None
+kept = [
+    C.CFUNCTYPE(C.c_void_p, C.c_char_p, C.POINTER(C.c_void_p))(domain),
+    C.CFUNCTYPE(C.c_void_p, C.c_void_p, C.c_void_p)(add),
+    C.CFUNCTYPE(C.c_void_p, C.c_void_p, C.c_void_p)(lambda options, domain: None),
+]
+for slot, function in zip((26, 27, 28), kept):
+    api[slot] = C.cast(function, C.c_void_p)
+version = C.create_string_buffer({version.encode()!r})
+kept.append(C.CFUNCTYPE(C.c_size_t, C.c_uint32)(lambda wanted: C.addressof(api)))
+kept.append(C.CFUNCTYPE(C.c_size_t)(lambda: C.addressof(version)))
+base = (C.c_void_p * 2)(*(C.cast(function, C.c_void_p) for function in kept[3:]))
+library = C.CDLL({str(LIBRARY)!r})
+library.RegisterCustomOps.argtypes, library.RegisterCustomOps.restype = [C.c_void_p, C.c_void_p], C.c_void_p
+assert library.RegisterCustomOps(None, C.addressof(base)) is None
+seen = set()
+for op in ops:
+    words = (C.c_size_t * {_INFER + 1}).from_address(op)
+    name = C.CFUNCTYPE(C.c_char_p, C.c_void_p)(words[{_NAME}])(op).decode()
+    seen.add((name, bool(words[{_INFER}])))
+print(sorted(seen))
+"""
+        result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+        assert result.returncode == 0, result.stderr[-800:]
+        infers = dict(ast.literal_eval(result.stdout))
+        assert set(infers) == {OP_CONV, OP_SCAN, OP_BIDIRECTIONAL_SCAN, OP_MIXER}
+        assert [name for name in infers if not infers[name]] == ([OP_SCAN] if left_out else [])
 
     def test_a_runtime_that_is_too_old(self) -> None:
         """GetApi gives null for the version that is asked for; the oldest one still carries the message."""

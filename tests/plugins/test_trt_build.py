@@ -17,6 +17,7 @@ from mscope.core.console import run_app
 from mscope.core.errors import BackendError, InputError
 from mscope.plugins import build, build_trt, find, trt, trt_check
 from mscope.plugins.trt_options import PluginBuild
+from shared_objects import symbols
 
 
 @pytest.fixture
@@ -25,15 +26,6 @@ def library(monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = trt_library.built()
     monkeypatch.setenv(find.PLUGIN_DIR, str(folder))
     return folder / "libmscope_trt.so"
-
-
-def symbols(library: Path, option: str) -> set[str]:
-    nm = shutil.which("nm")
-    if nm is None:
-        pytest.skip("no nm on this machine")
-    said = subprocess.run([nm, "-D", option, str(library)], capture_output=True, text=True, check=True).stdout
-    # A weak symbol may stay without a definition.
-    return {line.split()[-1].split("@")[0] for line in said.splitlines() if line.split()[-2] != "w"}
 
 
 def test_it_exports_what_tensorrt_looks_for_and_nothing_else(library: Path) -> None:

@@ -17,6 +17,8 @@ from mscope.runtime.device import driver
 
 _MODULE = "cuda.bindings.runtime"
 _OLDEST = 12060  # the CUDA version of the oldest cuda-python
+#: The first of CUDA 12's that has the module.
+OLDEST_CUDA_PYTHON = "12.6.2"
 _OUT_OF_MEMORY = 2  # cudaErrorMemoryAllocation
 # Errors after which the context is lost, and every later call of the process fails the same way.
 _STICKY = {700, 709, 710, 714, 715, 716, 717, 718, 719}
@@ -29,14 +31,19 @@ def why_no_bindings() -> str:
         found = importlib.util.find_spec(_MODULE) is not None
     except (ImportError, ValueError):
         found = False
-    return "" if found else f"cuda-python 12.6.2 or newer is not installed: {_install()}"
+    return "" if found else f"cuda-python {OLDEST_CUDA_PYTHON} or newer is not installed: {_install()}"
 
 
 def _install() -> str:
-    # The newest cuda-python is for the newest CUDA, and does not run on the driver of an older one (JetPack 6: 12.6).
     gpu, _ = driver.find_gpu()
-    below = f",<{int(gpu.driver.split('.')[0]) + 1}" if gpu else ""
-    return f"pip install --upgrade 'cuda-python>=12.6.2{below}'"
+    return install_cuda_python(int(gpu.driver.split(".")[0]) if gpu else None)
+
+
+def install_cuda_python(major: int | None) -> str:
+    """The command that installs a cuda-python; `major` is of the CUDA version that the driver is for, None where there
+    is none. The newest is for the newest CUDA, and does not run on the driver of an older one (JetPack 6: 12.6)."""
+    below = "" if major is None else f",<{major + 1}"
+    return f"pip install --upgrade 'cuda-python>={OLDEST_CUDA_PYTHON}{below}'"
 
 
 class Device:
@@ -61,7 +68,7 @@ class Device:
         bindings = int(self.call("cudaRuntimeGetVersion"))
         if bindings < _OLDEST:
             there = f"the installed cuda-python is for CUDA {cuda_version(bindings)}"
-            raise BackendError(f"{there}, 12.6.2 or newer is needed: {_install()}")
+            raise BackendError(f"{there}, {OLDEST_CUDA_PYTHON} or newer is needed: {_install()}")
         self.make_current()
         attributes = self.api.cudaDeviceAttr
         major = self._attribute(attributes.cudaDevAttrComputeCapabilityMajor)

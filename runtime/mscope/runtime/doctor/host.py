@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import importlib.metadata
 import os
+import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -68,3 +69,8 @@ class Host:
 
     def _at(self, path: str) -> Path:
         return self.root / path.lstrip("/")
+
+
+def numbers_of(version: str) -> tuple[int, ...]:
+    """The first three numbers of a version, to compare it by."""
+    return tuple(int(number) for number in re.findall(r"\d+", version)[:3])

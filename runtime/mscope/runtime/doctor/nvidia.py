@@ -7,8 +7,9 @@ import json
 import re
 from pathlib import Path
 
+from mscope.runtime.device.cuda import OLDEST_CUDA_PYTHON, install_cuda_python
 from mscope.runtime.doctor.finding import Finding
-from mscope.runtime.doctor.host import Host
+from mscope.runtime.doctor.host import Host, numbers_of
 
 # JetPack of the L4T releases (R36.4.3 is "36.4"); newer ones are named by their L4T alone.
 _JETPACK = {
@@ -21,7 +22,6 @@ _JETSON_FOLDERS = ("usr/lib/aarch64-linux-gnu/nvidia", "usr/lib/aarch64-linux-gn
 _TRT_DISTRIBUTIONS = ("tensorrt", "tensorrt-cu13", "tensorrt-cu12")
 _RTX_LIBRARIES = ("tensorrt-rtx-cu13-libs", "tensorrt-rtx-cu12-libs")
 _DLA = "libnvdla_compiler.so"
-_OLDEST_CUDA_PYTHON = (12, 6, 2)
 
 
 def l4t_release(host: Host) -> str | None:
@@ -191,13 +191,12 @@ def probe_cuda_python(host: Host) -> Finding:
     """cuda-python, whether it is new enough, and the driver for it."""
     version = host.version("cuda-python", "cuda-bindings")
     found = re.search(r"for CUDA (\d+)\.", probe_driver(host).detail)
-    oldest = ".".join(map(str, _OLDEST_CUDA_PYTHON))
-    below = f",<{int(found[1]) + 1}" if found else ""
-    mend = f"pip install --upgrade 'cuda-python>={oldest}{below}'"
+    mend = install_cuda_python(int(found[1]) if found else None)
     if version is None:
         return Finding("cuda-python", "missing", "not installed", mend)
-    if tuple(int(number) for number in re.findall(r"\d+", version)[:3]) < _OLDEST_CUDA_PYTHON:
-        return Finding("cuda-python", "broken", f"{version} is too old: {oldest} is the first with cuda.bindings", mend)
+    if numbers_of(version) < numbers_of(OLDEST_CUDA_PYTHON):
+        said = f"{version} is too old: {OLDEST_CUDA_PYTHON} is the first with cuda.bindings"
+        return Finding("cuda-python", "broken", said, mend)
     major = int(version.split(".")[0])
     if found and int(found[1]) < major:
         said = f"{version} is for CUDA {major}, the driver for CUDA {found[1]}"

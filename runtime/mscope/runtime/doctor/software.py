@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from mscope.core.errors import BackendError
 from mscope.runtime.doctor.finding import Finding
-from mscope.runtime.doctor.host import Host
+from mscope.runtime.doctor.host import Host, numbers_of
 
 _NUMPY_2 = (1, 19)  # the first ONNX Runtime that takes numpy 2
 
@@ -38,7 +38,7 @@ def probe_onnxruntime(host: Host) -> Finding:
             "pip uninstall -y onnxruntime onnxruntime-gpu && pip install onnxruntime-gpu",
         )
     numpy = host.version("numpy") or ""
-    if numpy.startswith("2.") and _numbers(version) < _NUMPY_2:
+    if numpy.startswith("2.") and numbers_of(version)[:2] < _NUMPY_2:
         return Finding(
             name, "warning", f"{detail}; made for numpy 1, numpy {numpy} is installed", "pip install -U onnxruntime"
         )
@@ -116,10 +116,6 @@ def _unusable(name: str, why: str) -> Finding:
     commands = re.findall(r"'([^']+)'", why)
     absent = " is not built" in why or " does not exist" in why
     return Finding(name, "missing" if absent else "broken", why.split(": ")[0], commands[-1] if commands else "")
-
-
-def _numbers(version: str) -> tuple[int, ...]:
-    return tuple(int(number) for number in re.findall(r"\d+", version)[:2])
 
 
 def _line(error: Exception) -> str:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import sys
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -225,7 +227,14 @@ def _terminated_as_interrupted() -> Iterator[None]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of `mscope-run`; ends the process."""
-    sys.exit(run_app(app, arguments))
+    status = run_app(app, arguments)
+    if any(thread.daemon for thread in threading.enumerate()):
+        # A camera's reader that hangs in a read: an orderly end would take FFmpeg from under it, and crash at times.
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):
+                stream.flush()
+        os._exit(status)
+    sys.exit(status)
 
 
 if __name__ == "__main__":

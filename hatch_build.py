@@ -41,6 +41,8 @@ class NativeBuildHook(BuildHookInterface):
         if version != "editable":
             # With the sources, 'python -m mscope.plugins.build' works on an installed wheel.
             build_data["force_include"][str(root / "plugins" / "csrc")] = "mscope/plugins/csrc"
+            # 'mscope-export plugins source' writes it beside them.
+            build_data["force_include"][str(root / "LICENSE")] = "mscope/plugins/csrc/LICENSE"
 
     def _build(self, builder: ModuleType, name: str, mode: str) -> bool:
         """Whether the library is there afterwards. One of other sources must not slip into the wheel: it is removed."""

@@ -32,7 +32,7 @@ _FAILED = 719  # cudaErrorLaunchFailure
 def functions(architecture: str) -> dict[str, Function]:
     """The kernels in PTX of a virtual architecture, such as "90"; compiled once a process, with the library's flags."""
     nvcc = build_cuda.find_nvcc().command
-    flags = [flag for flag in build_cuda.NVCC_FLAGS if flag not in ("-Xptxas", "-v", "-cudart", "static")]
+    flags = list(build_cuda.KERNEL_FLAGS)
     common = [
         *nvcc, *flags, f"-I{CSRC}", "-ptx", f"-arch=compute_{architecture}",
         f"-DMSCOPE_ABI_VERSION={build.ABI_VERSION}", f'-DMSCOPE_CUDA_TARGETS="ptx{architecture}"',

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from mscope.core.files import replacing, write_text_atomically
+from mscope.core.errors import InputError
+from mscope.core.files import new_folder, replacing, write_text_atomically
 
 
 def test_a_file_takes_the_place_of_the_old_one(tmp_path: Path) -> None:
@@ -28,3 +29,31 @@ def test_a_failure_leaves_the_old_file_and_is_named(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="other") as caught, replacing(path):
         raise OSError(errno.EIO, "other", "another file")
     assert caught.value.filename == "another file"
+
+
+def test_a_new_folder_is_whole_or_not_there(tmp_path: Path) -> None:
+    target = tmp_path / "below" / "new"
+    for error in (RuntimeError, KeyboardInterrupt):
+        with pytest.raises(error), new_folder(target) as work:
+            (work / "half").write_text("")
+            raise error
+        assert list(target.parent.iterdir()) == []
+    target.mkdir()
+    with new_folder(target) as work:
+        (work / "a").write_text("whole")
+        assert list(target.iterdir()) == []
+    assert [path.name for path in target.parent.iterdir()] == ["new"]
+    assert (target / "a").read_text() == "whole"
+    assert target.stat().st_mode & 0o777 == 0o755
+
+
+def test_a_folder_with_something_in_it_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "a").write_text("mine")
+    (tmp_path / "link").symlink_to("full")
+    for name in ("full", "full/a", "link"):
+        with pytest.raises(InputError, match="is not an empty folder"), new_folder(tmp_path / name):
+            raise AssertionError("not to be reached")
+    with pytest.raises(InputError, match="cannot write below"), new_folder(tmp_path / "full" / "a" / "b"):
+        raise AssertionError("not to be reached")
+    assert (tmp_path / "full" / "a").read_text() == "mine"

@@ -13,6 +13,7 @@ import pytest
 
 from mscope.core.errors import BackendError
 from mscope.plugins import build, find
+from mscope.plugins.trt_source import source_folder
 
 ROOT = Path(__file__).parents[2]
 
@@ -190,7 +191,8 @@ def project(tmp_path: Path) -> Path:
         shutil.copy(ROOT / name, copy / name)
     (copy / "README.md").write_text("# A copy\n")
     csrc = copy / "plugins" / "csrc"
-    shutil.copytree(ROOT / "plugins" / "csrc" / "abi", csrc / "abi")
+    for folder in ("abi", "cuda", "scan", "trt"):
+        shutil.copytree(ROOT / "plugins" / "csrc" / folder, csrc / folder)
     for patterns in build.LIBRARIES.values():
         for pattern in patterns[1:]:
             source = csrc / pattern.replace("*", "_toy")
@@ -242,6 +244,9 @@ for name in build.LIBRARIES:
     print(find.require(name))
 print(build.sources_dir())
 assert build.build("train", force=True) == find.require("train")
+from pathlib import Path
+from mscope.plugins.trt_source import write_source
+write_source(Path("written"))
 """
     result = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(tmp_path / "site")},
@@ -251,6 +256,9 @@ assert build.build("train", force=True) == find.require("train")
     lines = result.stdout.split()
     assert len(lines) == len(build.LIBRARIES) + 1
     assert all(line.startswith(str(tmp_path / "site")) for line in lines), lines
+    # What is written for a device without Python is what a checkout writes, the license included.
+    written = {name: (tmp_path / "written" / name).read_bytes() for name in source_folder()}
+    assert written == source_folder()
 
 
 @needs_compiler

@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from mscope.core.contract import OP_VERSION
 from mscope.core.errors import BundleError, InputError
-from mscope.core.files import write_text_atomically
+from mscope.core.files import folder_beside, write_text_atomically
 from mscope.core.manifest import MANIFEST, SCHEMA, FileRecord, Manifest
 
 _MAX_MANIFEST_BYTES = 16 << 20
@@ -49,17 +49,9 @@ def writing_folder(target: Path) -> Iterator[Path]:
     target = target.absolute()
     if target.exists() and not (target / MANIFEST).is_file() and (not target.is_dir() or any(target.iterdir())):
         raise InputError(f"{target} exists and is not a bundle: choose another --out, or remove it")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        work = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent))
-    except OSError as error:
-        raise InputError(f"cannot write below {target.parent}: {error.strerror or error}") from None
-    try:
+    with folder_beside(target) as work:
         yield work
-        work.chmod(0o755)
         _swap(work, target)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
 
 
 @contextlib.contextmanager

@@ -1,13 +1,16 @@
-"""Files that are written whole or not at all."""
+"""Files and folders that are written whole or not at all."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
+
+from mscope.core.errors import InputError
 
 
 @contextlib.contextmanager
@@ -32,3 +35,37 @@ def write_text_atomically(path: Path, text: str) -> None:
     """Writes a UTF-8 file under a temporary name, then renames it."""
     with replacing(path) as file:
         file.write(text.encode("utf-8"))
+
+
+@contextlib.contextmanager
+def folder_beside(target: Path) -> Iterator[Path]:
+    """A new folder beside `target`, to be renamed to it; what is left under its own name at the end goes.
+
+    Raises:
+        InputError: the parent of `target` cannot be written.
+    """
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        work = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent))
+    except OSError as error:
+        raise InputError(f"cannot write below {target.parent}: {error.strerror or error}") from None
+    try:
+        work.chmod(0o755)
+        yield work
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def new_folder(target: Path) -> Iterator[Path]:
+    """A folder that gets the name `target` when the block ends well, and vanishes when it does not.
+
+    Raises:
+        InputError: `target` exists and is no empty folder, or its parent cannot be written.
+    """
+    target = target.resolve()
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise InputError(f"{target} exists and is not an empty folder: name another one, or remove it")
+    with folder_beside(target) as work:
+        yield work
+        work.rename(target)

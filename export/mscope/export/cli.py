@@ -70,7 +70,7 @@ app.command(
         "mscope-export calibrate-eta bundles/s-0.5 bundles/s-0.7 photos --target 'latency<=8ms' --temperature",
     ),
 )(calibrate_eta)
-app.add_typer(plugins, name="plugins", short_help="The TensorRT plugin library: build, path, check.")
+app.add_typer(plugins, name="plugins", short_help="The TensorRT plugin library: build, path, check, source, onnx.")
 app.command(
     short_help="What of this machine can be used, and what mends the rest.",
     epilog=examples("mscope-export doctor", "mscope-export doctor --json"),

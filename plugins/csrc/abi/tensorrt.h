@@ -6,7 +6,7 @@
 #if !defined(MSCOPE_TENSORRT_MINIMAL) && __has_include(<NvInferRuntime.h>)
 #include <NvInferRuntime.h>
 #if NV_TENSORRT_MAJOR < 10
-#error "the NvInferRuntime.h found is older than TensorRT 10: leave out --tensorrt-include, or point it at a newer one"
+#error "the NvInferRuntime.h found is older than TensorRT 10: name the folder of a newer one, or none"
 #endif
 #define MSCOPE_TENSORRT_TEXT_(x) #x
 #define MSCOPE_TENSORRT_TEXT(x) MSCOPE_TENSORRT_TEXT_(x)

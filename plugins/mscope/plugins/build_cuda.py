@@ -39,11 +39,15 @@ ARCHITECTURES = ("75", "80", "86", "87", "89", "90", "120")
 # 90 covers 100 to 110, which run no machine code of another major version; the newest covers what is to come.
 PTX = ("90", "120")
 
-NVCC_FLAGS = (
-    "-O3", "-std=c++17", "-cudart", "static", "-Xptxas", "-v", "-DMSCOPE_CUDA_BUILD",
+# Of whatever nvcc links: one file is all that is needed.
+STATIC_RUNTIME = ("-cudart", "static")
+# What decides the code of the kernels; CMakeLists.txt of trt_source.py has the same.
+KERNEL_FLAGS = (
+    "-O3", "-std=c++17", "-DMSCOPE_CUDA_BUILD",
     # step.h's unroll pragma is meant for the device; the host's pass over that line need not say that it ignores it.
-    "-Xcompiler", "-fPIC,-fvisibility=hidden,-fvisibility-inlines-hidden,-Wall,-Wextra,-Wno-unknown-pragmas",
+    "-Xcompiler=-fPIC,-fvisibility=hidden,-fvisibility-inlines-hidden,-Wall,-Wextra,-Wno-unknown-pragmas",
 )  # fmt: skip
+NVCC_FLAGS = (*KERNEL_FLAGS, *STATIC_RUNTIME, "-Xptxas", "-v")
 
 
 @dataclass(frozen=True)
@@ -204,7 +208,7 @@ def _compile_and_link(
     linked = scratch / f"linked{build.SUFFIX}"
     exports = f"--version-script={root / 'cuda' / 'exports.map'}"
     objects = [str(target) for target, _ in jobs]
-    _run([*nvcc.command, "-shared", "-cudart", "static", "-Xlinker", exports, *objects, "-o", str(linked)])
+    _run([*nvcc.command, "-shared", *STATIC_RUNTIME, "-Xlinker", exports, *objects, "-o", str(linked)])
     archive = scratch / archive_path(build.library_path(NAME, scratch)).name
     _run([*nvcc.command, "-lib", *objects, "-o", str(archive)])
     return linked, [resource for text in said for resource in parse_resources(text)]

@@ -22,10 +22,12 @@ from mscope.plugins.build import BuildError
 
 log = logging.getLogger(__name__)
 
-FLAGS = ("-O2", "-std=c++17", "-DMSCOPE_CUDA_BUILD", "-cudart", "static")
-HOST_FLAGS = "-fPIC,-fvisibility=hidden,-fvisibility-inlines-hidden,-Wall,-Wextra"
+# Both nvcc and its host compiler take the first; CMakeLists.txt of trt_source.py has all of these too.
+FLAGS = ("-O2", "-std=c++17", "-DMSCOPE_CUDA_BUILD")
+HOST_FLAGS = ("-fPIC", "-fvisibility=hidden", "-fvisibility-inlines-hidden", "-Wall", "-Wextra")
 # The C++ runtime goes inside, hidden: TensorRT, torch and the system may each have another one in the process.
 LINK_FLAGS = ("-static-libstdc++", "-static-libgcc")
+LINKER_FLAGS = ("--no-undefined",)
 
 
 @dataclass(frozen=True)
@@ -50,18 +52,19 @@ class Recipe:
         for path in sorted([*self.sources, *self.headers, self.exports]):
             data = path.read_bytes()
             digest.update(f"{path.name} {len(data)}\n".encode() + data)
-        digest.update(json.dumps([FLAGS, HOST_FLAGS, LINK_FLAGS, self.options]).encode())
+        digest.update(json.dumps([FLAGS, HOST_FLAGS, LINK_FLAGS, LINKER_FLAGS, self.options]).encode())
         return digest.hexdigest()
 
     def link(self, nvcc: build.Compiler, root: Path, kernels: Path, scratch: Path) -> Path:
         """Compiles and links it with the archive `kernels`; all of it in `scratch`. Raises BuildError."""
-        common = [*nvcc.command, *FLAGS, "-Xcompiler", HOST_FLAGS, f"-I{root}", *self.options]
+        common = [*nvcc.command, *FLAGS, "-Xcompiler", ",".join(HOST_FLAGS), f"-I{root}", *self.options]
         jobs = [(scratch / f"{source.parent.name}-{source.stem}.o", source) for source in self.sources]
         with ThreadPoolExecutor(min(len(jobs), os.cpu_count() or 1)) as pool:
             list(pool.map(lambda job: run_nvcc([*common, "-c", str(job[1]), "-o", str(job[0])]), jobs))
         linked = scratch / f"linked{build.SUFFIX}"
-        link = [*nvcc.command, "-shared", "-cudart", "static", "-Xlinker", f"--version-script={self.exports}"]
-        link += ["-Xlinker", "--no-undefined", "-Xcompiler", ",".join(LINK_FLAGS)]
+        linker = ",".join([f"--version-script={self.exports}", *LINKER_FLAGS])
+        link = [*nvcc.command, "-shared", *build_cuda.STATIC_RUNTIME, "-Xlinker", linker]
+        link += ["-Xcompiler", ",".join(LINK_FLAGS)]
         run_nvcc([*link, *(str(target) for target, _ in jobs), str(kernels), "-o", str(linked)])
         return linked
 

@@ -1,4 +1,4 @@
-"""`mscope-export plugins build|path|check`: the TensorRT plugin library."""
+"""`mscope-export plugins build|path|check|source|onnx`: the TensorRT plugin library, also where there is no Python."""
 
 from __future__ import annotations
 
@@ -15,8 +15,13 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,
     no_args_is_help=True,
-    help="The TensorRT plugin library, libmscope_trt.so: builds it, says where it is, tries it.",
-    epilog=examples("mscope-export plugins build --arch 87", "mscope-export plugins check"),
+    help="The TensorRT plugin library, libmscope_trt.so: builds it, says where it is, tries it; and what a device "
+    "without Python needs instead: its source, and ONNX files for trtexec.",
+    epilog=examples(
+        "mscope-export plugins build --arch 87",
+        "mscope-export plugins check",
+        "mscope-export plugins source orin/plugin",
+    ),
 )
 
 
@@ -87,6 +92,75 @@ def check(as_json: JsonOption = False, debug: DebugOption = False) -> int:
     else:
         _print(report.to_json())
     return 0 if report.passed else 1
+
+
+@app.command(
+    short_help="Writes the library's source, to build with cmake and nvcc alone.",
+    epilog=examples(
+        "mscope-export plugins source orin/plugin",
+        "cmake -S orin/plugin -B build -DCMAKE_CUDA_ARCHITECTURES=87 && cmake --build build    (on the device)",
+    ),
+)
+def source(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A new folder, or an empty one.", show_default=False)],
+    debug: DebugOption = False,
+) -> None:
+    """Writes the sources of the library with a CMakeLists.txt and a README, for a device without Python."""
+    from mscope.core.errors import BackendError
+    from mscope.core.files import new_folder
+    from mscope.plugins.build import BuildError
+    from mscope.plugins.trt_source import write_source
+
+    try:
+        with new_folder(folder) as work:
+            write_source(work)
+    except BuildError as error:
+        raise BackendError(str(error)) from None
+    typer.echo(folder)
+
+
+@app.command(
+    "onnx",
+    short_help="Writes a bundle's ONNX files so that TensorRT's parser takes the plugin.",
+    epilog=examples(
+        "mscope-export plugins onnx bundles/ti orin/onnx",
+        "mscope-export plugins onnx bundles/ti orin/onnx --batch 1,1,16 --json",
+    ),
+)
+def plugin_onnx(
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="Its folder.", show_default=False)],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A new folder, or an empty one.", show_default=False)],
+    batch: Annotated[str, typer.Option(help="Batches of the engines: MIN,OPT,MAX.")] = "1,1,8",
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Writes every ONNX file of a bundle without its functions, which the parser would take instead of the plugin.
+
+    Prints the trtexec command of each; --batch goes into these alone.
+    """
+    from mscope.export.engine.device import parse_batch
+
+    sizes = parse_batch(batch)
+    with progress_on_terminal() as progress:
+        progress("reading the bundle")
+        from mscope.export.engine.plugin_onnx import write_plugin_onnx
+
+        written = write_plugin_onnx(bundle, folder, progress)
+    if as_json:
+        files = [
+            {
+                "file": f.file,
+                "stage": f.stage,
+                "precision": f.precision,
+                "shapes": f.shapes,
+                "trtexec": f.trtexec(sizes),
+            }
+            for f in written
+        ]
+        typer.echo(json.dumps({"folder": str(folder), "batch": sizes, "files": files}))
+    else:
+        for file in written:
+            typer.echo(file.trtexec(sizes))
 
 
 def _print(report: dict[str, Any]) -> None:

@@ -8,7 +8,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from mscope.core.bundle import sha256_of
-from mscope.core.contract import Stage, graph_for
+from mscope.core.contract import Stage
 from mscope.core.engine import EngineRecord, sidecar_of
 from mscope.core.errors import BackendError, InputError
 from mscope.core.files import write_text_atomically
@@ -17,6 +17,7 @@ from mscope.export.engine import cache
 from mscope.export.engine.device import Gpu, gpu_here
 from mscope.export.engine.flavour import Library, load
 from mscope.export.engine.layers import launches, launches_per_block
+from mscope.export.engine.network import input_shapes
 from mscope.export.engine.process import build_in_process
 from mscope.export.engine.proof import EngineProof, prove_engine
 from mscope.export.engine.request import BuildResult, EngineRequest
@@ -122,9 +123,6 @@ def _build(
     version: str,
     progress: Progress | None,
 ) -> tuple[EngineRecord, EngineProof]:
-    inputs = {
-        tensor.name: tuple(int(a) for a in tensor.axes[1:]) for tensor in graph_for(manifest.config, stage).inputs
-    }
     flavour, plugin = options.library.flavour, options.plugin
     plugin_sha256 = None if plugin is None else sha256_of(plugin)
     capabilities = options.gpus if gpu is None else (gpu.sm,)
@@ -142,7 +140,7 @@ def _build(
         engine=str(engine),
         plugin=None if plugin is None else str(plugin),
         gpus=options.gpus if gpu is None else (),
-        shapes=inputs,
+        shapes=input_shapes(manifest.config, stage),
         batch=options.batch,
         timing_cache=_timing_cache(flavour, version, gpu),
     )

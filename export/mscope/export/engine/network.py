@@ -8,7 +8,8 @@ from typing import Any
 
 import onnx
 
-from mscope.core.contract import OP_DOMAIN, OP_SCAN
+from mscope.core.config import ModelConfig
+from mscope.core.contract import OP_DOMAIN, OP_SCAN, Stage, graph_for
 from mscope.export.engine.flavour import major, network_flags
 from mscope.export.engine.request import EngineRequest, NetworkLayer
 from mscope.export.passes.mixers import load_split
@@ -26,15 +27,21 @@ def network_from_onnx(module: ModuleType, builder: Any, logger: Any, request: En
     Raises:
         ParseError: with the parser's reasons.
     """
-    model = load_split(Path(request.onnx))
-    if request.plugin is not None:
-        strip_functions(model)
+    path = Path(request.onnx)
+    model = load_split(path) if request.plugin is None else plugin_graph(path)
     network = builder.create_network(network_flags(module))
     parser = module.OnnxParser(network, logger)
     if not parser.parse(model.SerializeToString()):
         reasons = [str(parser.get_error(i).desc()) for i in range(parser.num_errors)]
         raise ParseError("; ".join(dict.fromkeys(reasons)) or "no reason given")
     return network, parser
+
+
+def plugin_graph(path: Path) -> onnx.ModelProto:
+    """The graph of a bundle's file as TensorRT's parser takes it with the plugin: mixers taken apart, no functions."""
+    model = load_split(path)
+    strip_functions(model)
+    return model
 
 
 def strip_functions(model: onnx.ModelProto) -> None:
@@ -47,6 +54,11 @@ def strip_functions(model: onnx.ModelProto) -> None:
         for name, value in {"reverse": 0, "delta_softplus": 1}.items():
             if name not in given:
                 node.attribute.append(onnx.helper.make_attribute(name, value))
+
+
+def input_shapes(config: ModelConfig, stage: Stage) -> dict[str, tuple[int, ...]]:
+    """The shape of each input of a stage, without the batch."""
+    return {tensor.name: tuple(int(axis) for axis in tensor.axes[1:]) for tensor in graph_for(config, stage).inputs}
 
 
 def add_profile(builder: Any, config: Any, request: EngineRequest) -> None:

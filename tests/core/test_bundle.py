@@ -131,7 +131,25 @@ def edit(built: Path, **changes: object) -> None:
         ({"surprise": 1}, "surprise"),
         ({"default_eta": 2}, "default_eta"),
         ({"labels": ["one"]}, "1 labels for 10 classes"),
-        ({"files": {"../evil.so": {"sha256": "0" * 64, "bytes": 1}}}, "files"),
+        *(
+            ({"files": {name: {"sha256": "0" * 64, "bytes": 1}}}, "files.*String should match pattern")
+            for name in (
+                "../evil.so",
+                "evil\x1b[2J.so",
+                "plugin/../../evil.so",
+                "plugin/../evil.so",
+                "plugin/./a.cu",
+                "plugin//a.cu",
+                "plugin/",
+                "/plugin/a.cu",
+                "plugin/.ssh/a",
+                "plugin\\a.cu",
+                "plugin/a.cu\n",
+                "plugins/a.cu",
+                "trt/a.cu",
+                "plugin/a/b/c/d/e.cu",
+            )
+        ),
         ({"files": {}}, "does not list"),
         ({"stages": {}}, "stages of mambascope"),
         ({"config": {"arch": "mambascope", "size": "x", "height": 65}}, "multiple of"),
@@ -141,7 +159,57 @@ def test_a_foreign_manifest_is_one_clear_line(built: Path, changes: dict[str, ob
     edit(built, **changes)
     with pytest.raises(BundleError, match=message) as caught:
         load_manifest(built)
-    assert "\n" not in str(caught.value)
+    assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize("entries, size", [(257, 1), (2, 3 << 20)])
+def test_a_source_of_the_plugin_that_is_none(built: Path, entries: int, size: int) -> None:
+    files = json.loads((built / "manifest.json").read_text())["files"]
+    files |= {f"plugin/{i}.cu": {"sha256": "0" * 64, "bytes": size} for i in range(entries)}
+    edit(built, files=files)
+    with pytest.raises(BundleError, match=rf"{entries} files, {entries * size} bytes below plugin/: not the source"):
+        load_manifest(built)
+
+
+@pytest.fixture
+def with_source(built: Path) -> Path:
+    """The bundle with two files of the plugin's source, which are no sources of it."""
+    with revising_bundle(built) as (work, manifest):
+        files = dict(manifest.files)
+        for name in ("plugin/CMakeLists.txt", "plugin/cuda/api.cu"):
+            (work / name).parent.mkdir(parents=True, exist_ok=True)
+            (work / name).write_text(f"not {name}")
+            files[name] = record_of(work / name)
+        write_manifest(work, manifest.model_copy(update={"files": files}))
+    return built
+
+
+def test_the_source_of_the_plugin_is_checked_like_every_file(with_source: Path) -> None:
+    assert set(load_manifest(with_source).files) > {"plugin/CMakeLists.txt", "plugin/cuda/api.cu"}
+    path = with_source / "plugin" / "cuda" / "api.cu"
+    path.write_text("not plugin/cuda/api.cU")
+    with pytest.raises(BundleError, match=r"plugin/cuda/api\.cu has changed since it was built"):
+        load_manifest(with_source)
+    path.write_text("longer, and so of another size")
+    with pytest.raises(BundleError, match=r"api\.cu has 30 bytes, the manifest says 22"):
+        load_manifest(with_source)
+    path.unlink()
+    with pytest.raises(BundleError, match=r"api\.cu is missing"):
+        load_manifest(with_source)
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_revising_keeps_the_source_of_the_plugin(
+    with_source: Path, monkeypatch: pytest.MonkeyPatch, links: bool
+) -> None:
+    before = load_manifest(with_source).files
+    (with_source / "plugin" / "stray.cu").write_text("of nobody")
+    if not links:
+        monkeypatch.setattr(os, "link", lambda *_: (_ for _ in ()).throw(OSError(95, "Operation not supported")))
+    with revising_bundle(with_source) as (work, manifest):
+        write_manifest(work, manifest.model_copy(update={"default_eta": 0.7}))
+    assert load_manifest(with_source).files == before
+    assert not (with_source / "plugin" / "stray.cu").exists()
 
 
 def test_a_bundle_from_before_the_manifest_named_the_ops_version(built: Path) -> None:

@@ -66,23 +66,20 @@ def test_auto_builds_engines_only_where_they_can_be_used(monkeypatch: pytest.Mon
     installed = {"tensorrt_rtx"}
     monkeypatch.setattr(flavour.Library, "installed", property(lambda self: self.module in installed))
     choose = flavour.choose_library
-    library, note = choose("auto", gpu_here=False, gpus_named=False)
+    library, note = choose("auto", gpu_here=False)
     assert library is None
     assert "no NVIDIA GPU here" in note
-    named, _ = choose("auto", gpu_here=False, gpus_named=True)
-    assert named is not None
-    assert named.target == "trt-rtx"
     installed.add("tensorrt")
-    full, _ = choose("auto", gpu_here=True, gpus_named=False)
+    full, _ = choose("auto", gpu_here=True)
     assert full is not None
     assert full.target == "trt"
     installed.clear()
-    assert choose("auto", gpu_here=True, gpus_named=False)[0] is None
-    assert choose("onnx", gpu_here=True, gpus_named=False) == (None, "")
+    assert choose("auto", gpu_here=True)[0] is None
+    assert choose("onnx", gpu_here=True) == (None, "")
     with pytest.raises(BackendError, match="module tensorrt is not here: on a Jetson it comes with JetPack"):
-        choose("trt", gpu_here=True, gpus_named=False)
+        choose("trt", gpu_here=True)
     with pytest.raises(InputError, match="unknown target 'rtx'"):
-        choose("rtx", gpu_here=True, gpus_named=False)
+        choose("rtx", gpu_here=True)
 
 
 def test_what_cannot_be_had_is_said_before_anything_is_built(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,6 +21,7 @@ from mscope.export.engine.worker import take_memory_from_user
 from mscope.export.info import info_from_bundle
 from mscope.export.options import BuildOptions
 from mscope.export.revise import revise_bundle
+from mscope.plugins.trt_source import source_folder
 
 pytest.importorskip("tensorrt_rtx", reason="pip install tensorrt-rtx")
 
@@ -111,6 +112,15 @@ def test_an_engine_without_loops_allocates_nothing_while_it_runs(loops: bool) ->
     config = builder.create_builder_config()
     take_memory_from_user(module, config, loops=loops)
     assert config.get_flag(module.BuilderFlag.REQUIRE_USER_ALLOCATION) is not loops
+
+
+def test_what_it_builds_for_and_what_is_left_to_the_device(tiny: Path) -> None:
+    report = revise_bundle(tiny, ("fp16",), EngineWish("auto", ("sm_87", "sm_89"), ops="plugin"), parity=False)
+    engine = load_engine_record(tiny / "fine.fp16.tensorrt-rtx.engine")
+    assert engine.compute_capabilities == ("sm_89",)
+    assert {name for name in load_manifest(tiny).files if "/" in name} == {f"plugin/{name}" for name in source_folder()}
+    (line,) = report.warnings
+    assert line.startswith("no engines for sm_87: tensorrt_rtx")
 
 
 def test_function_bodies_are_compiled_where_asked(tiny: Path) -> None:

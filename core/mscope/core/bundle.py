@@ -68,6 +68,7 @@ def revising_bundle(folder: Path) -> Iterator[tuple[Path, Manifest]]:
     manifest = load_manifest(folder)
     with writing_folder(folder) as work:
         for name in (MANIFEST, *manifest.files):
+            (work / name).parent.mkdir(parents=True, exist_ok=True)
             try:
                 os.link(folder / name, work / name)
             except OSError:
@@ -150,8 +151,13 @@ def parse_manifest(content: Any, path: Path) -> Manifest:
         return Manifest.model_validate(content)
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "manifest"
+        where = ".".join(_printable(part) for part in first["loc"]) or "manifest"
         raise BundleError(f"{path}: {where}: {first['msg']}; build the bundle again") from None
+
+
+def _printable(key: object) -> str:
+    # Of a foreign file: it may hold a newline, or what a terminal takes for a command.
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in str(key)[:200])
 
 
 def _check_file(path: Path, record: FileRecord) -> None:

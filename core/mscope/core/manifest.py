@@ -14,8 +14,14 @@ MANIFEST = "manifest.json"
 
 Backend = Literal["onnx", "tensorrt", "tensorrt-rtx"]
 Precision = Literal["fp32", "fp16", "bf16", "int8", "fp8"]
+_NAME = r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,127}"
 # A bare file name: no separators, no leading dot, so that no manifest can point outside its folder.
-FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.+-]{0,127}$")]
+FileName = Annotated[str, Field(pattern=rf"^{_NAME}$")]
+#: The one folder in a bundle: the TensorRT plugin's source, which nothing here compiles or runs.
+SOURCE = "plugin"
+BundlePath = Annotated[str, Field(pattern=rf"^({_NAME}|{SOURCE}(/{_NAME}){{1,4}})$")]
+# Several times what it has: 50 files, 170 kB.
+_MOST_SOURCE_FILES, _MOST_SOURCE_BYTES = 256, 4 << 20
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
@@ -168,7 +174,7 @@ class Manifest(_Strict):
     baseline: Baseline
     parity: Parity | None = Field(None, description="None when the check was switched off")
     tools: dict[str, str] = Field(default_factory=dict, description="versions of what built the bundle")
-    files: dict[FileName, FileRecord]
+    files: dict[BundlePath, FileRecord]
 
     @model_validator(mode="after")
     def _consistent(self) -> Manifest:
@@ -179,6 +185,9 @@ class Manifest(_Strict):
             for variant in record.variants:
                 if variant.file not in self.files:
                     raise ValueError(f"stage '{stage}' names {variant.file}, which 'files' does not list")
+        source = [record.bytes for name, record in self.files.items() if name.startswith(f"{SOURCE}/")]
+        if len(source) > _MOST_SOURCE_FILES or sum(source) > _MOST_SOURCE_BYTES:
+            raise ValueError(f"{len(source)} files, {sum(source)} bytes below {SOURCE}/: not the source of the plugin")
         if self.labels is not None and len(self.labels) != self.config.classes:
             raise ValueError(f"{len(self.labels)} labels for {self.config.classes} classes")
         for name in ("mean", "std"):

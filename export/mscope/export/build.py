@@ -47,8 +47,7 @@ class BuildReport:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        lines = warnings_about(self.manifest)
-        return (*lines, self.steps.plan.warning) if self.steps.plan.warning else lines
+        return (*warnings_about(self.manifest), *self.steps.plan.warnings)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, for `--json`."""

@@ -34,6 +34,7 @@ app.command(
         "mscope-export build --size s --weights vim_s.pth --alpha 0.7 --out bundles/s",
         "mscope-export build --size ti --arch vim",
         "mscope-export build --size ti --fp16 --target trt-rtx --gpu sm_89",
+        "mscope-export build --size ti --fp16 --gpu sm_87    (an Orin: then on it, as it says)",
         "mscope-export build --from bundles/ti --target trt",
         "mscope-export build --size digits --int8 --calib-data digits",
     ),

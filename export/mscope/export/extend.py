@@ -73,7 +73,8 @@ def _files_of(stages: Mapping[Stage, StageRecord]) -> set[str]:
 
 def hashed_files(folder: Path) -> dict[str, FileRecord]:
     """The record of every file in `folder` but the manifest, by name."""
-    return {path.name: record_of(path) for path in sorted(folder.iterdir()) if path.name != MANIFEST}
+    found = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {name: record_of(path) for name, path in found.items() if name != MANIFEST}
 
 
 def extend_bundle(folder: Path, derive: Sequence[Derive], progress: Progress | None = None) -> Manifest:

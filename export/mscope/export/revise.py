@@ -32,7 +32,7 @@ class ReviseReport:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        return (self.steps.plan.warning,) if self.steps.plan.warning else ()
+        return self.steps.plan.warnings
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, for `--json`."""

@@ -10,6 +10,7 @@ from typing import Any
 from mscope.core.errors import MscopeError
 from mscope.core.manifest import Manifest, Precision
 from mscope.export.engine.derive import engines_of
+from mscope.export.engine.elsewhere import add_source
 from mscope.export.engine.plan import EnginePlan
 from mscope.export.engine.proof import EngineProof
 from mscope.export.extend import Derive, Progress, derive_variants
@@ -42,7 +43,7 @@ class VariantSteps:
     @property
     def any(self) -> bool:
         """Whether there is anything to derive."""
-        return bool(self.precisions or self.derive or self.plan.options)
+        return bool(self.precisions or self.derive or self.plan.options or self.plan.elsewhere)
 
     def run(self, folder: Path, manifest: Manifest, progress: Progress | None) -> Manifest:
         """Derives everything in `folder` and returns its manifest, in which every precision that was asked for is.
@@ -62,6 +63,8 @@ class VariantSteps:
         if self.plan.options is not None:
             engines = [engines_of(self.plan.options, precision, self.engine_proofs) for precision in wanted]
             manifest = derive_variants(folder, manifest, engines, progress)
+        if self.plan.elsewhere is not None and self.plan.elsewhere.source:
+            manifest = add_source(folder, manifest)
         return manifest
 
     def check(
@@ -86,7 +89,8 @@ class VariantSteps:
             "precision": {name: asdict(proof) for name, proof in self.proofs.items()},
             "engines": {name: asdict(proof) for name, proof in self.engine_proofs.items()},
             "variants": [report.to_json() for report in self.reports],
-            "engines_note": self.plan.warning or self.plan.note,
+            "engines_note": "; ".join(self.plan.warnings) or self.plan.note,
+            "on_device": None if self.plan.elsewhere is None else self.plan.elsewhere.to_json(),
         }
 
 

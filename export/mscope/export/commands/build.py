@@ -77,7 +77,11 @@ def build(
     ] = "auto",
     gpu: Annotated[
         str | None,
-        typer.Option(help="Build engines for this GPU, not the one here: sm_89 or sm_89,sm_120.", show_default=False),
+        typer.Option(
+            help="Build engines for this GPU, not the one here: sm_89 or sm_89,sm_120. For one that TensorRT-RTX does "
+            "not know (an Orin, sm_87) the bundle gets the plugin's source: its engines are built on the device.",
+            show_default=False,
+        ),
     ] = None,
     batch: Annotated[str, typer.Option(help="Batches of the engines: MIN,OPT,MAX.")] = "1,1,8",
     ops: Annotated[str, typer.Option(help="In engines: plugin, function (the bodies in the graph), or auto.")] = "auto",

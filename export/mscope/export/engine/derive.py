@@ -15,7 +15,7 @@ from mscope.core.files import write_text_atomically
 from mscope.core.manifest import Manifest, Precision, Variant
 from mscope.export.engine import cache
 from mscope.export.engine.device import Gpu, gpu_here
-from mscope.export.engine.flavour import Library, load
+from mscope.export.engine.flavour import ON_THE_DEVICE, Library, load
 from mscope.export.engine.layers import launches, launches_per_block
 from mscope.export.engine.network import input_shapes
 from mscope.export.engine.process import build_in_process
@@ -88,11 +88,8 @@ def target_gpu(options: EngineOptions) -> Gpu | None:
     """
     here = gpu_here()
     library = options.library
-    if library.flavour == "tensorrt" and options.gpus not in ((), (here.sm if here else "",)):
-        raise InputError(
-            f"--gpu {','.join(options.gpus)}: TensorRT builds for the GPU it runs on only; copy the bundle to the "
-            "device and run 'mscope-export build --from BUNDLE --target trt' there"
-        )
+    if library.flavour == "tensorrt":
+        check_here(options.gpus, here)
     if options.gpus and library.flavour != "tensorrt":
         return None
     if here is None:
@@ -101,6 +98,12 @@ def target_gpu(options: EngineOptions) -> Gpu | None:
             + ("; name the GPU to build for with --gpu sm_XX" if library.flavour == "tensorrt-rtx" else "")
         )
     return here
+
+
+def check_here(gpus: tuple[str, ...], here: Gpu | None) -> None:
+    """Raises InputError where TensorRT itself is to build for another GPU than the one here."""
+    if gpus not in ((), (here.sm if here else "",)):
+        raise InputError(f"--gpu {','.join(gpus)}: TensorRT builds for the GPU it runs on only; {ON_THE_DEVICE}")
 
 
 def onnx_file(manifest: Manifest, stage: Stage, precision: Precision) -> str:

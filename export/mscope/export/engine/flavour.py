@@ -14,6 +14,11 @@ from mscope.core.errors import BackendError, InputError
 AUTO = "auto"
 ONNX_ONLY = "onnx"
 TARGETS = (AUTO, ONNX_ONLY, "trt", "trt-rtx")
+#: What to do about a GPU that is not here and that was insisted on with --target.
+ON_THE_DEVICE = (
+    "leave out --target for a bundle that goes to the device, and run 'mscope-export build --from BUNDLE --target trt' "
+    "there"
+)
 _OLDEST = 10
 
 
@@ -57,10 +62,10 @@ def library_for(target: str) -> Library:
     return library
 
 
-def choose_library(target: str, *, gpu_here: bool, gpus_named: bool) -> tuple[Library | None, str]:
+def choose_library(target: str, *, gpu_here: bool) -> tuple[Library | None, str]:
     """What a `--target` stands for on this machine, and a line that says why where "auto" builds no engines.
 
-    "auto" takes TensorRT where a GPU is, else TensorRT-RTX where a GPU is or was named with --gpu, else none.
+    "auto" takes the first that is installed where a GPU is, else none; where GPUs are named see `choose_for_gpus`.
 
     Raises:
         InputError: unknown. BackendError: named and not installed.
@@ -70,15 +75,33 @@ def choose_library(target: str, *, gpu_here: bool, gpus_named: bool) -> tuple[Li
     if target != AUTO:
         return library_for(target), ""
     full, rtx = LIBRARIES["trt"], LIBRARIES["trt-rtx"]
-    if gpus_named:
-        # TensorRT itself builds for the GPU it sees and no other.
-        return library_for("trt-rtx"), ""
     if not gpu_here:
         return None, "no engines: no NVIDIA GPU here (--gpu sm_XX names one for TensorRT-RTX to build for)"
     for library in (full, rtx):
         if library.installed:
             return library, ""
     return None, f"no engines: neither {full.module} nor {rtx.module} is installed"
+
+
+def choose_for_gpus(gpus: tuple[str, ...], here: str) -> tuple[Library | None, tuple[str, ...], str]:
+    """What "auto" stands for where GPUs are named: the library, which of them it builds for, and why not for the rest.
+
+    TensorRT-RTX for those that it knows; where it knows none, TensorRT for the GPU `here`, which is all that it builds
+    for; else none.
+
+    Raises:
+        BackendError: TensorRT-RTX is installed and cannot be imported.
+    """
+    full, rtx = LIBRARIES["trt"], LIBRARIES["trt-rtx"]
+    known: tuple[str, ...] = ()
+    why = f"{rtx.module} is not installed: {rtx.how_to_get}"
+    if rtx.installed:
+        module = load(rtx)
+        known = tuple(name for name in gpus if name in _capabilities(module))
+        why = _builds_for(module)
+    if not known and gpus == (here,) and full.installed:
+        return full, gpus, ""
+    return (rtx if known else None), known, why
 
 
 def load(library: Library) -> ModuleType:
@@ -116,14 +139,19 @@ def network_flags(module: ModuleType) -> int:
 
 def check_gpus(module: ModuleType, gpus: tuple[str, ...]) -> dict[str, Any]:
     """The library's names of compute capabilities, by ours. Raises InputError where it lacks one of `gpus`."""
-    known: Any = getattr(module, "ComputeCapability", None)
-    names = [] if known is None else [name for name in known.__members__ if name[2:].isdigit()]
-    members = {f"sm_{name[2:]}": known.__members__[name] for name in names}
+    members = _capabilities(module)
     missing = [name for name in gpus if name not in members]
     if missing:
-        able = ", ".join(sorted(members, key=lambda name: int(name[3:]))) or "the GPU it runs on"
-        raise InputError(
-            f"--gpu {','.join(missing)}: {module.__name__} {module.__version__} builds for {able}; for another device "
-            "copy the bundle there and run 'mscope-export build --from BUNDLE --target trt' on it"
-        )
+        raise InputError(f"--gpu {','.join(missing)}: {_builds_for(module)}; {ON_THE_DEVICE}")
     return members
+
+
+def _capabilities(module: ModuleType) -> dict[str, Any]:
+    known: Any = getattr(module, "ComputeCapability", None)
+    names = [] if known is None else [name for name in known.__members__ if name[2:].isdigit()]
+    return {f"sm_{name[2:]}": known.__members__[name] for name in names}
+
+
+def _builds_for(module: ModuleType) -> str:
+    able = ", ".join(sorted(_capabilities(module), key=lambda name: int(name[3:]))) or "the GPU it runs on"
+    return f"{module.__name__} {module.__version__} builds for {able}"

@@ -1,4 +1,4 @@
-"""From what was asked for to how engines are built here: which library, which GPU, plugin or function bodies."""
+"""From what was asked for to how engines are built: which library, which GPU, plugin or bodies; here or elsewhere."""
 
 from __future__ import annotations
 
@@ -6,19 +6,34 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mscope.core.errors import BackendError
-from mscope.export.engine.derive import EngineOptions, target_gpu
+from mscope.export.engine.derive import EngineOptions, check_here, target_gpu
 from mscope.export.engine.device import gpu_here
-from mscope.export.engine.flavour import AUTO, check_gpus, choose_library, load
+from mscope.export.engine.elsewhere import Elsewhere
+from mscope.export.engine.flavour import AUTO, check_gpus, choose_for_gpus, choose_library, load
 from mscope.export.engine.wish import EngineWish, Ops
 
 
 @dataclass(frozen=True)
 class EnginePlan:
-    """How engines will be built; `options` is None where none will be. `note` and `warning` are lines for people."""
+    """How engines will be built.
+
+    Attributes:
+        options: None where none will be.
+        note: a line for people.
+        warning: another, of the engines; "" without one.
+        elsewhere: named GPUs whose engines are built on the device; None where there are none.
+    """
 
     options: EngineOptions | None
     note: str = ""
     warning: str = ""
+    elsewhere: Elsewhere | None = None
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Everything that a user must not miss."""
+        lines = (self.warning, "" if self.elsewhere is None else self.elsewhere.describe())
+        return tuple(line for line in lines if line)
 
 
 def plan_engines(wish: EngineWish) -> EnginePlan:
@@ -28,14 +43,25 @@ def plan_engines(wish: EngineWish) -> EnginePlan:
         InputError: contradictions. BackendError: a library, GPU or plugin that was asked for is missing.
     """
     wish.check()
-    library, note = choose_library(wish.target, gpu_here=gpu_here() is not None, gpus_named=bool(wish.gpus))
+    here = gpu_here()
+    elsewhere = None
+    if wish.target == AUTO and wish.gpus:
+        library, gpus, why = choose_for_gpus(wish.gpus, "" if here is None else here.sm)
+        left = tuple(name for name in wish.gpus if name not in gpus)
+        note = "" if library else f"no engines for {', '.join(left)}"
+        elsewhere = Elsewhere(left, why, wish) if left else None
+    else:
+        if wish.target == "trt":
+            check_here(wish.gpus, here)
+        library, note = choose_library(wish.target, gpu_here=here is not None)
+        gpus = wish.gpus
     if library is None:
-        return EnginePlan(None, note)
+        return EnginePlan(None, note, elsewhere=elsewhere)
     plugin, warning = _plugin(wish.ops)
-    options = EngineOptions(library, gpus=wish.gpus, batch=wish.batch, plugin=plugin)
+    options = EngineOptions(library, gpus=gpus, batch=wish.batch, plugin=plugin)
     if target_gpu(options) is None:
-        check_gpus(load(library), wish.gpus)
-    return EnginePlan(options, f"engines by {library.module}" if wish.target == AUTO else "", warning)
+        check_gpus(load(library), gpus)
+    return EnginePlan(options, f"engines by {library.module}" if wish.target == AUTO else "", warning, elsewhere)
 
 
 def _plugin(ops: Ops) -> tuple[Path | None, str]:

@@ -26,7 +26,7 @@ from mscope.export.passes.mixers import load_split
 from mscope.plugins.trt import PLUGIN_VERSION
 
 # Raised when the worker builds otherwise, so that engines in the cache from before are not taken.
-_RECIPE = 2
+_RECIPE = 3
 
 
 @dataclass(frozen=True)

@@ -16,18 +16,22 @@ from mscope.export.engine.request import EngineLayer
 
 _NODE = re.compile(r"\[ONNX Layer: ([^\]]*?)\]")
 _HEAD = re.compile(r"Name: (?P<name>.*?), LayerType: (?P<kind>[^,]*), (?P<rest>.*)", re.DOTALL)
-_TENSOR = re.compile(r"Dimensions: \[(?P<shape>[^\]]*)\].*?Data[tT]ype: (?P<type>\w+)")
+_TENSOR = re.compile(r"Dimensions: \[(?P<shape>[^\]]*)\].*?Data[tT]ype: (?P<type>[^,}]*)")
 _BLOCK = re.compile(r"layers\.(\d+)/")
-_NO_LAUNCH = frozenset({"signal", "wait", "shape_call"})
-# The inspector of TensorRT 10 writes "Half" or "Half, linear"; the builder's list says Half. One name for each.
+_NO_LAUNCH = frozenset({"signal", "wait", "shape_call", "NoOp"})
+# One name for each type. It comes alone ("Half", "FP8") or within a format ("Row major linear FP16 format").
 _TYPES = {
+    **{name: name for name in ("float16", "float32", "bfloat16", "fp8", "fp4", "int4", "int8", "int32", "int64")},
+    **{name: name for name in ("uint8", "bool")},
     "half": "float16",
     "fp16": "float16",
     "float": "float32",
     "fp32": "float32",
-    "bfloat16": "bfloat16",
     "bf16": "bfloat16",
 }
+#: The type of a tensor of which the library does not tell: TensorRT 10 has "N/A due to dynamic shapes" for all tensors
+#: of layers that Myelin did not compile.
+UNKNOWN = "unknown"
 
 
 def layers_of_log(message: str) -> tuple[EngineLayer, ...]:
@@ -66,11 +70,14 @@ def _inspected(layer: dict[str, Any]) -> EngineLayer:
     shaped = [
         (
             ",".join(str(size) for size in tensor.get("Dimensions", ())),
-            re.split(r"\W", str(tensor.get("Datatype") or tensor.get("Format/Datatype", "")))[0],
+            str(tensor.get("Datatype") or tensor.get("Format/Datatype", "")),
         )
         for tensor in tensors
         if isinstance(tensor, dict)
     ]
+    weights = layer.get("Weights")
+    if isinstance(weights, dict):
+        shaped.append((str(weights.get("Count", "")), str(weights.get("Type", ""))))
     return EngineLayer(
         name=str(layer.get("Name", "")),
         kind=str(layer.get("LayerType", "")),
@@ -81,10 +88,12 @@ def _inspected(layer: dict[str, Any]) -> EngineLayer:
 
 def _wide_types(tensors: Iterable[tuple[str, str]]) -> tuple[str, ...]:
     """Types of tensors with more than one element: scale factors are float32 whatever a product computes in."""
-    found = [
-        _TYPES.get(kind.lower(), kind.lower()) for shape, kind in tensors if shape.replace(" ", "") not in ("", "1")
-    ]
+    found = [_type_of(said) for shape, said in tensors if shape.replace(" ", "") not in ("", "1")]
     return tuple(dict.fromkeys(found))
+
+
+def _type_of(said: str) -> str:
+    return next((_TYPES[word] for word in re.findall(r"\w+", said.lower()) if word in _TYPES), UNKNOWN)
 
 
 def launches(layers: Sequence[EngineLayer]) -> list[EngineLayer]:

@@ -8,6 +8,7 @@ import onnx
 
 from mscope.core.contract import OP_DOMAIN
 from mscope.core.errors import BackendError
+from mscope.export.engine.layers import UNKNOWN
 from mscope.export.engine.request import BuildResult, EngineLayer, EngineRequest, NetworkLayer
 from mscope.export.precision.rules import PRODUCTS
 
@@ -102,14 +103,14 @@ def _check_network(
 
 
 def _proved(what: str, layers: tuple[EngineLayer, ...], products: list[str], wanted: str) -> int:
-    """How many products the engine's list shows; one that it shows in other types only is an error."""
+    """How many products the engine's list shows in that type; one that it shows in other types only is an error."""
     asked, shown, others = set(products), set(), {}
     for layer in layers:
         for name in asked & {*layer.nodes, _node_of(layer.name)}:
-            if layer.types and wanted not in layer.types:
-                others[name] = layer.types
-            else:
+            if wanted in layer.types:
                 shown.add(name)
+            elif layer.types and UNKNOWN not in layer.types:
+                others[name] = layer.types
     # The scales of a quantised product may be a float32 kernel of their own, which names the product too.
     for name, types in others.items():
         if name not in shown:

@@ -43,7 +43,8 @@ class EngineRequest(_Message):
 
 
 class EngineLayer(_Message):
-    """One layer of a built engine, as its library lists it. `types` are those of its tensors, scalars left out."""
+    """One layer of a built engine, as its library lists it. `types` are those of its tensors, scalars left out;
+    "unknown" is among them where the library does not tell one."""
 
     name: str
     kind: str

@@ -54,11 +54,23 @@ def versions() -> dict[str, str]:
 
 
 def driver() -> str:
-    """The driver's version, highest clocks and power limit as nvidia-smi gives them; "" without it (a Jetson)."""
+    """The driver's version, highest clocks and power limit as nvidia-smi gives them; "" without it (a Jetson).
+
+    Of the GPU that is measured: nvidia-smi lists all, in another order than CUDA and whatever CUDA_VISIBLE_DEVICES
+    hides. Of a slice of one (MIG) it tells the driver alone.
+    """
+    import torch
+
     program = shutil.which("nvidia-smi")
     if program is None:
         return ""
-    asked = "--query-gpu=driver_version,clocks.max.sm,clocks.max.mem,power.limit"
-    result = subprocess.run([program, asked, "--format=csv,noheader"], capture_output=True, text=True, check=False)
-    lines = result.stdout.strip().splitlines()
-    return lines[0] if result.returncode == 0 and lines else ""
+    uuid = getattr(torch.cuda.get_device_properties(0), "uuid", "")
+    for asked in (
+        [f"--id=GPU-{uuid}", "--query-gpu=driver_version,clocks.max.sm,clocks.max.mem,power.limit"],
+        ["--query-gpu=driver_version"],
+    ):
+        command = [program, *asked, "--format=csv,noheader"]
+        result = subprocess.run(command, capture_output=True, text=True, check=False)
+        if result.returncode == 0 and (lines := result.stdout.strip().splitlines()):
+            return lines[0]
+    return ""

@@ -5,7 +5,7 @@
 Two ways, each in its own table:
 
     torch     the networks with the project's CUDA kernels, each stage one CUDA graph, device clock (events around a
-              replay); beside DeiT of the same size under torch.compile, as one CUDA graph too
+              replay, without its launch); beside DeiT of the same size under torch.compile, as one CUDA graph too
     engines   for every --bundle: its TensorRT engines through the runtime (with --backend ort-cuda its ONNX graphs,
               by the native ops and by the function bodies), host clock from the call to the end, tensors
               on the device; the whole cascade through Scope.run, tensors on the host (run_exit, run_refined), and at
@@ -119,6 +119,7 @@ def deit(size: str, batch: int, device: str, dtype: Any, *, compiled: bool) -> C
 def replays(call: Call) -> Call:
     """A call as one CUDA graph: what it gives is the milliseconds of a replay, by the device's clock."""
     import torch
+    from gpu_timing import Recorded
 
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())  # which still makes weights and inputs
@@ -129,29 +130,18 @@ def replays(call: Call) -> Call:
     logits = given[0] if isinstance(given, tuple) else given
     if not bool(torch.isfinite(logits).all()):
         raise RuntimeError("the network gave NaN or infinity: nothing worth timing")
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        call()
-
-    def replay() -> float:
-        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        start.record()
-        graph.replay()
-        end.record()
-        end.synchronize()
-        return float(start.elapsed_time(end))
-
-    return replay
+    return Recorded([call]).milliseconds
 
 
 def interleaved(timers: dict[str, Call], rounds: int) -> dict[str, dict[str, float]]:
     """p50, p99 and the least of `rounds` turns of every timer, in milliseconds."""
+    from gpu_timing import warm_up
+
+    warm_up(timers.values(), WARM_UP)
     times: dict[str, list[float]] = {name: [] for name in timers}
-    for turn in range(rounds + WARM_UP):
+    for _ in range(rounds):
         for name, timer in timers.items():
-            took = timer()
-            if turn >= WARM_UP:
-                times[name].append(took)
+            times[name].append(timer())
     return {
         name: {
             "p50_ms": float(np.percentile(values, 50)),

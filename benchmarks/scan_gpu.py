@@ -197,27 +197,25 @@ def find_rival(said: list[str]) -> Rival | None:
 def graph_of(calls: list[Callable[[], Any]]) -> Any:
     """A CUDA graph of CALLS calls that go through the list in turn."""
     import torch
+    from gpu_timing import Recorded
 
     for call in calls:  # what is compiled or allocated once must not fall into the capture
         call()
     torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        for call in itertools.islice(itertools.cycle(calls), CALLS):
-            call()
-    return graph
+    return Recorded(list(itertools.islice(itertools.cycle(calls), CALLS)))
 
 
 def replay_us(graph: Any) -> float:
-    """Microseconds of one call, from device events around one replay."""
-    import torch
+    """Microseconds of one call, by the device's clock."""
+    return float(graph.milliseconds()) * 1000 / CALLS
 
-    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-    start.record()
-    graph.replay()
-    end.record()
-    end.synchronize()
-    return float(start.elapsed_time(end)) * 1000 / CALLS
+
+def median_us(graph: Any) -> float:
+    """Of a few replays, once the clocks are up: a floor that was measured below them would flatter."""
+    from gpu_timing import warm_up
+
+    warm_up([graph.milliseconds])
+    return statistics.median(replay_us(graph) for _ in range(7))
 
 
 def copy_rate() -> float:
@@ -227,7 +225,7 @@ def copy_rate() -> float:
     a = torch.empty(1 << 28, dtype=torch.float32, device="cuda").normal_()
     b = torch.empty_like(a)
     graph = graph_of([lambda: b.copy_(a)])
-    return 2 * a.nbytes / (statistics.median(replay_us(graph) for _ in range(7)) * 1e-6)
+    return 2 * a.nbytes / (median_us(graph) * 1e-6)
 
 
 def exponential_rate() -> float:
@@ -251,12 +249,13 @@ def exponential_rate() -> float:
         assert function(out.data_ptr(), blocks, torch.cuda.current_stream().cuda_stream) == 0
 
     graph = graph_of([call])
-    return blocks * 256 * 8 * 512 / (statistics.median(replay_us(graph) for _ in range(7)) * 1e-6)
+    return blocks * 256 * 8 * 512 / (median_us(graph) * 1e-6)
 
 
 def measure(size: Size, dtype: Any, rival: Rival | None, rounds: int, said: list[str]) -> dict[str, Any]:
     """Medians of every column for one size, and how far the rival's numbers are from ours."""
     import torch
+    from gpu_timing import warm_up
 
     cache = torch.cuda.get_device_properties(0).L2_cache_size
     count = min(MOST_SETS, max(1, -(-3 * cache // size.scan_bytes(dtype.itemsize))))
@@ -273,6 +272,7 @@ def measure(size: Size, dtype: Any, rival: Rival | None, rounds: int, said: list
             graphs["rival2"] = graph_of([rival.prepared(given) for given in sets])
         except Exception as error:  # the rival's failure is a finding, and ours are still worth having
             said.append(f"{rival.name} on {size}: {type(error).__name__}: {error}")
+    warm_up([graph.milliseconds for graph in graphs.values()])
     times: dict[str, list[float]] = {name: [] for name in graphs}
     for _ in range(rounds):
         for name, graph in graphs.items():

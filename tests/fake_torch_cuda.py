@@ -2,7 +2,8 @@
 
 What a real device would forgive only by luck is an error: a side stream that reads what the current one may still be
 writing, a capture in which the host reads a number or sends one, a kernel on another stream than the current one, an
-event that is read too early.
+event that is read too early, a graph that is replayed after what it reads was freed. A replay that is launched while
+the device is idle takes LAUNCH_MS longer, for which the device waits for the host.
 """
 
 from __future__ import annotations
@@ -15,13 +16,15 @@ from typing import Any
 
 import pytest
 import torch
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 import cuda_host
 from mscope.plugins import cuda
 
-REPLAY_MS = 0.024
+REPLAY_MS, LAUNCH_MS = 0.024, 0.009
 #: What makes the host wait for the device, or copies from memory that is not page-locked.
 _HOST_IN_CAPTURE = ("_local_scalar_dense", "nonzero", "lift_fresh", "is_nonzero")
 
@@ -41,11 +44,28 @@ class _Host(TorchFunctionMode):
 
 
 class _Capture(TorchDispatchMode):
+    """`read` has the memory that was there before and is read; what is made within is the graph's own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.read: dict[int, StorageWeakRef] = {}
+        self._made: dict[int, StorageWeakRef] = {}
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = str(func).split(".")[1]
         if name in _HOST_IN_CAPTURE:
             raise Misuse(f"{name} in a capture: the host waits for the device, or sends memory that is not page-locked")
-        return func(*args, **(kwargs or {}))
+        self._note(self.read, (args, kwargs))
+        given = func(*args, **(kwargs or {}))
+        self._note(self._made, given)
+        return given
+
+    def _note(self, where: dict[int, StorageWeakRef], values: Any) -> None:
+        for tensor in tree_leaves(values):
+            if isinstance(tensor, torch.Tensor):
+                memory = StorageWeakRef(tensor.untyped_storage())
+                if memory.cdata not in self.read and memory.cdata not in self._made:
+                    where[memory.cdata] = memory
 
 
 class Stream:
@@ -66,6 +86,7 @@ class FakeTorchCuda:
         default = Stream()
         default.waited = True
         self.streams, self.capturing, self.replays, self.time_ms = [default], False, 0, 0.0
+        self._busy = False
         fake = self
 
         class Event:
@@ -77,7 +98,7 @@ class FakeTorchCuda:
                 self.at = fake.time_ms
 
             def synchronize(self) -> None:
-                self.known = True
+                self.known, fake._busy = True, False
 
             def elapsed_time(self, end: Event) -> float:
                 if self.at is None or end.at is None or not end.known:
@@ -85,9 +106,14 @@ class FakeTorchCuda:
                 return end.at - self.at
 
         class CUDAGraph:
+            def __init__(self) -> None:
+                self.read: list[StorageWeakRef] = []
+
             def replay(self) -> None:
+                if any(memory.expired() for memory in self.read):
+                    raise Misuse("a graph is replayed after memory that it reads was freed")
                 fake.replays += 1
-                fake.time_ms += REPLAY_MS
+                fake.time_ms += REPLAY_MS if fake._busy else REPLAY_MS + LAUNCH_MS
 
         self.Event, self.CUDAGraph, self.Stream = Event, CUDAGraph, Stream
 
@@ -108,12 +134,18 @@ class FakeTorchCuda:
     def graph(self, graph: Any) -> Iterator[None]:
         side = Stream()
         side.waited = True  # torch waits for the device before it captures
-        with self.stream(side), _Capture():
+        with self.stream(side), _Capture() as capture:
             self.capturing = True
             try:
                 yield
             finally:
                 self.capturing = False
+        graph.read = list(capture.read.values())
+
+    def _sleep(self, cycles: int) -> None:
+        if self.capturing:
+            raise Misuse("the device is kept busy within a capture")
+        self._busy = True
 
     def synchronize(self) -> None:
         if self.capturing:
@@ -133,7 +165,7 @@ class FakeTorchCuda:
         return 9, 0
 
     def get_device_properties(self, device: Any = None) -> Any:
-        return SimpleNamespace(L2_cache_size=50 << 20, multi_processor_count=132)
+        return SimpleNamespace(L2_cache_size=50 << 20, multi_processor_count=132, uuid="5e1f")
 
 
 class _Library(cuda_host.HostLibrary):
@@ -166,7 +198,7 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeTorchCuda]:
         def __new__(cls, device: str = "cpu") -> Any:
             return real("cpu" if device == "cuda" else device)
 
-    for name in (*(n for n in vars(FakeTorchCuda) if not n.startswith("_")), "Event", "CUDAGraph", "Stream"):
+    for name in (*(n for n in vars(FakeTorchCuda) if not n.startswith("__")), "Event", "CUDAGraph", "Stream"):
         monkeypatch.setattr(torch.cuda, name, getattr(fake, name))
     monkeypatch.setattr(torch, "Generator", Generator)
     library = _Library(fake)

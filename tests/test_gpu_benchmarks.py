@@ -20,6 +20,7 @@ from mscope.core.config import make_config
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeTorchCuda]:
     monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
+    monkeypatch.setattr(importlib.import_module("gpu_timing"), "WARM_UP_S", 0.0)
     with fake_torch_cuda.installed(monkeypatch) as fake:
         yield fake
 
@@ -58,7 +59,7 @@ def test_the_kernels_are_timed_and_every_line_is_kept(
     assert len(report["notes"]) == 2, "neither rival is installed here, and both say so"
     assert len(report["goals"]) == 3
     assert str(out) in capsys.readouterr().out
-    assert fake.replays == 2 * 3 * 2
+    assert fake.replays == 2 * 3 * (1 + 2), "one round warms up"
 
     def cut_short(size: Any, *others: Any) -> Any:
         if size.length == 20:
@@ -95,6 +96,59 @@ def test_the_networks_are_timed_as_graphs(
         assert "break_even_exit_rate" in line
     assert "DeiT-ti at batch 1: AssertionError: " in report["notes"]
     assert "ti B   1" in capsys.readouterr().out
+
+
+def test_the_floor_and_the_rival_are_timed_alike(fake: FakeTorchCuda) -> None:
+    """From graphs whose inputs nobody else holds: what the rival had prepared, for one."""
+    program = importlib.import_module("scan_gpu")
+    prepared = [torch.ones(4), torch.ones(4)]
+    graph = program.graph_of([lambda given=given: given + 1 for given in prepared])
+    prepared.clear()
+    assert program.median_us(graph) == pytest.approx(fake_torch_cuda.REPLAY_MS * 1e3 / program.CALLS)
+
+
+def test_the_clocks_are_up_before_anything_counts(fake: FakeTorchCuda, monkeypatch: pytest.MonkeyPatch) -> None:
+    program, called, now = importlib.import_module("gpu_timing"), [], [0.0]
+
+    def timer() -> None:
+        called.append(1)
+        now[0] += 0.125
+
+    monkeypatch.setattr(program, "WARM_UP_S", 0.5)
+    monkeypatch.setattr(program.time, "perf_counter", lambda: now[0])
+    program.warm_up([timer, timer])
+    assert len(called) == 4
+    program.warm_up([timer], rounds=10)
+    assert len(called) == 14
+
+
+SMI = """#!/bin/sh
+case "$*" in
+    --id=GPU-{uuid}*) echo 580.95, 1980 MHz, 3201 MHz, 700.00 W ;;
+    --id=*) echo No devices were found; exit 6 ;;
+    *) echo 580.95; echo 580.95 ;;
+esac
+"""
+
+
+@pytest.mark.parametrize(("uuid", "said"), [("5e1f", "580.95, 1980 MHz, 3201 MHz, 700.00 W"), ("other", "580.95")])
+def test_the_report_is_of_the_gpu_that_was_measured(
+    uuid: str, said: str, fake: FakeTorchCuda, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "nvidia-smi").write_text(SMI.format(uuid=uuid))
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    assert importlib.import_module("gpu_report").driver() == said
+
+
+def test_the_stand_in_refuses_a_graph_without_its_inputs(fake: FakeTorchCuda) -> None:
+    graph, given = fake.CUDAGraph(), torch.ones(3)
+    with fake.graph(graph):
+        (given + 1).sum()
+    graph.replay()
+    del given
+    with pytest.raises(Misuse, match="memory that it reads was freed"):
+        graph.replay()
 
 
 @pytest.mark.parametrize(

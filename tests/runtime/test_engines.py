@@ -1,6 +1,6 @@
 """Which engine of a bundle runs where, and what is said of those that do not fit."""
 
-import importlib.util
+import importlib
 import json
 import re
 import shutil
@@ -259,29 +259,26 @@ def test_an_engine_that_says_it_cannot_be_captured_is_not_tried(
     assert "cudaStreamBeginCapture" not in module.cuda.calls
 
 
-def benchmark() -> Any:
-    path = Path(__file__).parents[2] / "benchmarks" / "latency_gpu.py"
-    spec = importlib.util.spec_from_file_location("latency_gpu", path)
-    assert spec is not None
-    assert spec.loader is not None
-    program = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(program)
+@pytest.fixture
+def benchmark(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
+    monkeypatch.setattr(importlib.import_module("gpu_timing"), "WARM_UP_S", 0.0)
+    program = importlib.import_module("latency_gpu")
+    monkeypatch.setattr(program, "FRAME", (80, 60))
     return program
 
 
 def test_the_benchmark_times_every_stage(
-    gpu: dict[str, FakeTensorRT], folder: Path, capsys: pytest.CaptureFixture[str]
+    gpu: dict[str, FakeTensorRT], folder: Path, capsys: pytest.CaptureFixture[str], benchmark: Any
 ) -> None:
-    program = benchmark()
-    program.FRAME = (80, 60)
     fake_tensorrt.add_engines(folder)
-    lines = program.engine_lines(folder, "tensorrt", [1, 8, 64], 3)
+    lines = benchmark.engine_lines(folder, "tensorrt", [1, 8, 64], 3)
     assert "its engines take no batch of 64" in capsys.readouterr().err
     assert [line["batch"] for line in lines] == [1, 8]
     for line in lines:
         for name in ("coarse", "fine", "run_exit", "run_refined"):
             assert 0 < line[name]["min_ms"] <= line[name]["p50_ms"] <= line[name]["p99_ms"]
-        assert "coarse" in program.shown(line)
+        assert "coarse" in benchmark.shown(line)
         assert "run_exit_decided" not in line
         assert [note.split(":")[1].strip() for note in line["notes"]] == [
             "--decide device needs the CUDA kernels", "--preprocess device needs the CUDA kernels",
@@ -290,15 +287,14 @@ def test_the_benchmark_times_every_stage(
 
 
 def test_the_benchmark_compares_the_devices_work_with_the_hosts(
-    monkeypatch: pytest.MonkeyPatch, network: fakes.FakeNetwork, folder: Path
+    monkeypatch: pytest.MonkeyPatch, network: fakes.FakeNetwork, folder: Path, benchmark: Any
 ) -> None:
     cuda = FakeCuda(host_addresses=True)
     fake_gpu.install(monkeypatch, network, cuda)
     fake_gpu.install_kernels(monkeypatch, cuda)
-    program = benchmark()
     fake_tensorrt.add_engines(folder)
-    program.WARM_UP, program.FRAME = 1, (80, 60)
-    single, pair = program.engine_lines(folder, "tensorrt", [1, 2], 2)
+    monkeypatch.setattr(benchmark, "WARM_UP", 1)
+    single, pair = benchmark.engine_lines(folder, "tensorrt", [1, 2], 2)
     for line in (single, pair):
         assert line["notes"] == []
         assert {"run_exit", "run_refined", "frame", "frame_scaled"} <= set(line)

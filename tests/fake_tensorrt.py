@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import enum
 import json
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -88,21 +89,31 @@ LAYER_TIMES = (
 )
 
 
+class IRuntimeCache:
+    pass
+
+
 class IRuntimeConfig:
+    """Knows its cache by reference and does not keep it, as the bindings of TensorRT-RTX 1.7 have it."""
+
     def __init__(self) -> None:
         self.strategy = ExecutionContextAllocationStrategy.STATIC
         self.dynamic_shapes_kernel_specialization_strategy = DynamicShapesKernelSpecializationStrategy.LAZY
-        self.cache: object = None
+        self._cache: weakref.ref[IRuntimeCache] | None = None
 
     def set_execution_context_allocation_strategy(self, strategy: ExecutionContextAllocationStrategy) -> None:
         self.strategy = strategy
 
-    def create_runtime_cache(self) -> object:
-        return object()
+    def create_runtime_cache(self) -> IRuntimeCache:
+        return IRuntimeCache()
 
-    def set_runtime_cache(self, cache: object) -> bool:
-        self.cache = cache
+    def set_runtime_cache(self, cache: IRuntimeCache) -> bool:
+        self._cache = weakref.ref(cache)
         return True
+
+    def _check_cache(self) -> None:
+        if self._cache is not None and self._cache() is None:
+            raise Misuse("the runtime cache of a config is gone while a context uses it")
 
 
 class FakeTensorRT:
@@ -188,9 +199,11 @@ class ICudaEngine:
         if self.module.no_memory:
             self.logger.log(Severity.ERROR, "Error Code 1: Cuda Runtime (out of memory)")
             return None
-        managed = strategy.strategy if isinstance(strategy, IRuntimeConfig) else strategy
+        config = strategy if isinstance(strategy, IRuntimeConfig) else None
+        managed = strategy if config is None else config.strategy
         kind = RtxExecutionContext if self.module.flavour == "tensorrt-rtx" else IExecutionContext
         context = kind(self, managed is ExecutionContextAllocationStrategy.USER_MANAGED)
+        context._config = config
         self.module.contexts.append(context)
         return context
 
@@ -206,6 +219,7 @@ class IExecutionContext:
         self._enqueued = self.captured = False
         self._scratch = 0
         self._profiler: IProfiler | None = None
+        self._config: IRuntimeConfig | None = None
 
     @property
     def profiler(self) -> IProfiler | None:
@@ -248,6 +262,8 @@ class IExecutionContext:
     def execute_async_v3(self, stream_handle: int) -> bool:
         module, cuda = self._engine.module, self._engine.module.cuda
         assert self._batch is not None
+        if self._config is not None:
+            self._config._check_cache()
         if self._needs_scratch or set(self._addresses) != set(self._engine.tensors):
             raise Misuse("enqueued without scratch memory, or with tensors that have no address")
         for name, address in self._addresses.items():

@@ -174,9 +174,8 @@ class Below:
         kind, thing = self._objects[words[place]]
         name = self._functions.get((kind, slot))
         if name is None:
-            assert self._destroys(kind, slot), (
-                f"function {slot} of {kind} is called, which tests/trt_bindings.py does not know"
-            )
+            assert self._destroys(kind, slot), f"function {slot} of {kind} is called, which is not known here"
+            self._objects[words[place]] = (kind, None)
             return 0
         arguments = words[place + 1 :]
         return getattr(self, f"_{kind}_{name}")(thing, *((words[0],) if place else ()), *arguments)

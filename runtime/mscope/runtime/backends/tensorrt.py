@@ -47,6 +47,7 @@ class EngineRunner(DeviceRunner):
         self._record: EngineRecord | None = None
         self._engine: Any = None
         self._runtime: Any = None
+        self._cache: Any = None
         self._memory: Memory | None = None
         self._scratch = (0, 0)
         self._bound: OrderedDict[tuple[int, ...], BoundContext] = OrderedDict()
@@ -131,8 +132,9 @@ class EngineRunner(DeviceRunner):
             bound.close()
         self._bound.clear()
         self._recorded.clear()
-        # An engine must go before the runtime that made it.
-        self._config = self._engine = None
+        # An engine must go before the runtime that made it, and a cache after all that uses it.
+        self._config = None
+        self._cache = self._engine = None
         self._runtime = None
         if self._memory is not None:
             self._memory.release()
@@ -154,7 +156,9 @@ class EngineRunner(DeviceRunner):
         # Lazily specialised kernels would come after the graph was captured, which would keep the slow ones.
         kinds = self._module.DynamicShapesKernelSpecializationStrategy
         config.dynamic_shapes_kernel_specialization_strategy = kinds.EAGER
-        config.set_runtime_cache(config.create_runtime_cache())
+        # The config refers to the cache and does not own it.
+        self._cache = config.create_runtime_cache()
+        config.set_runtime_cache(self._cache)
         return config
 
     def _context(self) -> Any:

@@ -110,6 +110,31 @@ def test_a_graph_that_only_the_native_kernels_refuse(
     assert len(registered) == 1
 
 
+@pytest.mark.parametrize("registered", ["refused"], indirect=True)
+def test_libraries_of_pips_packages_are_loaded_first_and_what_lacks_is_told(
+    bundle: Path, network: fakes.FakeNetwork, registered: list[Any], monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """The provider is linked with libraries that no loader looks for in site-packages; stdout is for answers."""
+    order, real = [], onnxruntime.InferenceSession
+
+    def preload() -> None:
+        order.append("preload")
+        print("Failed to load libcudnn.so.9: cannot open shared object file")
+
+    def session(*arguments: Any, **options: Any) -> Any:
+        order.append("session")
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(onnxruntime, "preload_dlls", preload)
+    monkeypatch.setattr(onnxruntime, "InferenceSession", session)
+    runner = ort_cuda.OrtCudaRunner(graph_for(network.config, "coarse"), bundle / "coarse.onnx", kernel="function")
+    with pytest.raises(BackendError, match=r"\(Failed to load libcudnn\.so\.9: .*\): pip install 'onnxruntime-gpu\["):
+        runner.activate()
+    assert order == ["preload", "session"]
+    assert capsys.readouterr().out == ""
+    assert ort_cuda.preload(SimpleNamespace()) == "", "before 1.21"
+
+
 def test_the_cuda_providers_options() -> None:
     """TF32 would make fp32 fp16; an option that the version does not know would be refused."""
     device: Any = SimpleNamespace(index=0)

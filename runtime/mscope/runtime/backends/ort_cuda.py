@@ -3,7 +3,9 @@ never the CPU in its place."""
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+import io
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -46,6 +48,7 @@ class OrtCudaRunner(DeviceRunner):
         self._wanted = kernel
         self._kernel = "function"
         self._session: Any = None
+        self._said = ""
 
     @property
     def kernel(self) -> str:
@@ -75,6 +78,7 @@ class OrtCudaRunner(DeviceRunner):
     def _open(self) -> None:
         import onnxruntime as ort
 
+        self._said = preload(ort)
         if _PROVIDER not in ort.get_available_providers():
             raise BackendError(missing_provider())
         ops = NativeOps("ort_cuda", self._wanted)
@@ -109,7 +113,7 @@ class OrtCudaRunner(DeviceRunner):
             what = f"ONNX Runtime {ort.__version__} cannot load {self.path.name} on the GPU"
             return None, f"{what} ({first_line(error)})"
         session.disable_fallback()
-        check_on_gpu(session, self.path.name)
+        check_on_gpu(session, self.path.name, self._said)
         return session, ""
 
     def _declared(self) -> tuple[Sequence[Declared], Sequence[Declared]]:
@@ -157,12 +161,31 @@ def missing_provider() -> str:
     )
 
 
-def check_on_gpu(session: Any, name: str) -> None:
-    """Raises BackendError where a session would run on the CPU: its provider was dropped, or heavy nodes went there."""
+def preload(ort: Any) -> str:
+    """Loads CUDA's libraries from pip's packages of them, where the provider would not find them itself.
+
+    Returns what ONNX Runtime, which does it from 1.21 on, says of those that it did not find; "" of none. It prints
+    that, on a stdout that is for answers.
+    """
+    load = getattr(ort, "preload_dlls", None)
+    if load is None:
+        return ""
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        load()
+    return " ".join(said.getvalue().split())[:240]
+
+
+def check_on_gpu(session: Any, name: str, said: str = "") -> None:
+    """Raises BackendError where a session would run on the CPU: its provider was dropped, or heavy nodes went there.
+
+    `said` is of `preload`.
+    """
     if session.get_providers()[:1] != [_PROVIDER]:
+        reason = f" ({said})" if said else ""
         raise BackendError(
             f"ONNX Runtime opened {name} for {', '.join(session.get_providers())} in place of {_PROVIDER}: its "
-            "CUDA and cuDNN libraries were not found or do not fit the driver"
+            f"CUDA and cuDNN libraries were not found or do not fit the driver{reason}: "
+            "pip install 'onnxruntime-gpu[cuda,cudnn]' brings them"
         )
     tell = getattr(session, "get_provider_graph_assignment_info", None)
     if tell is None:

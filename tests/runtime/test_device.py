@@ -220,12 +220,15 @@ def test_the_fake_forgives_nothing(cuda: FakeCuda) -> None:
         late.memory(address, 1)
 
 
-def test_a_lost_device_says_so(cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("name", "number"), [("IllegalAddress", 700), ("LaunchTimeout", 702), ("Assert", 710), ("MpsClientTerminated", 810)]
+)
+def test_a_lost_device_says_so(cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch, name: str, number: int) -> None:
     device = Device()
     stream = Stream(device)
-    lost = cuda.cudaError_t.cudaErrorIllegalAddress
+    lost = getattr(cuda.cudaError_t, f"cudaError{name}")
     monkeypatch.setattr(cuda, "cudaStreamSynchronize", lambda stream: (lost,))
-    with pytest.raises(BackendError, match=r"cudaErrorIllegalAddress \(700\); the device's context is lost"):
+    with pytest.raises(BackendError, match=rf"cudaError{name} \({number}\); the device's context is lost"):
         stream.synchronize()
 
 

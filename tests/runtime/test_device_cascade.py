@@ -294,6 +294,7 @@ def test_dlpack_is_told_our_stream(gpu: Scope, network: fakes.FakeNetwork, cuda:
         (np.zeros((1, 3, 64, 48), np.float32), {"stream": 0}, "stream 0, which the protocol forbids"),
         (np.zeros((1, 3, 64, 48), np.float32), {"data": (4096, False)}, "not device memory"),
         (np.zeros((1, 3, 64, 48), np.int32), {}, "typestr <i4"),
+        (np.zeros((1, 3, 64, 48), np.float32), {"mask": object()}, "tensor has a mask"),
     ],
 )
 def test_arrays_that_do_not_fit(gpu: Scope, cuda: FakeCuda, given: Any, interface: Any, message: str) -> None:

@@ -58,6 +58,8 @@ def _from_interface(array: Any, name: str) -> Array:
     dtype = _TYPESTR.get(said["typestr"])
     if dtype is None:
         raise InputError(f"{name} has typestr {said['typestr']}: expected one of {', '.join(_TYPESTR)}")
+    if said.get("mask") is not None:
+        raise InputError(f"{name} has a mask: what it leaves out would be read all the same")
     shape = tuple(said["shape"])
     bytes_each = int(said["typestr"][2:])
     strides = said.get("strides")

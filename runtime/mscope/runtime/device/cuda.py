@@ -20,8 +20,9 @@ _OLDEST = 12060  # the CUDA version of the oldest cuda-python
 #: The first of CUDA 12's that has the module.
 OLDEST_CUDA_PYTHON = "12.6.2"
 _OUT_OF_MEMORY = 2  # cudaErrorMemoryAllocation
-# Errors after which the context is lost, and every later call of the process fails the same way.
-_STICKY = {700, 709, 710, 714, 715, 716, 717, 718, 719}
+# Errors after which the context is lost, and every later call of the process fails the same way: those of which
+# driver_types.h says that the process must be terminated, and that of a context which somebody destroyed (709).
+_STICKY = {226, 700, 702, 709, 710, 714, 715, 716, 717, 718, 719, 721, 810, 911}
 _MIB = 1 << 20
 
 

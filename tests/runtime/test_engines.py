@@ -286,6 +286,26 @@ def test_the_benchmark_times_every_stage(
     assert gpu["tensorrt"].cuda.live == 0
 
 
+def test_the_benchmark_times_no_zeros(
+    gpu: dict[str, FakeTensorRT], folder: Path, benchmark: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They take less power than other numbers, and leave the clocks higher."""
+    seen, run_rows = [], fake_tensorrt.run_rows
+
+    def noted(network: Any, stage: str, given: dict[str, Any]) -> dict[str, Any]:
+        seen.append({name: array.copy() for name, array in given.items()})
+        return run_rows(network, stage, given)
+
+    monkeypatch.setattr(fake_tensorrt, "run_rows", noted)
+    fake_tensorrt.add_engines(folder)
+    benchmark.engine_lines(folder, "tensorrt", [2], 1)
+    for given in seen:
+        assert all(array.std() > 0 for array in given.values())
+        if "selected" in given:
+            regions = np.concatenate([given["selected"], given["remaining"]], axis=1)
+            assert (np.sort(regions, axis=1) == np.arange(regions.shape[1])).all()
+
+
 def test_the_benchmark_compares_the_devices_work_with_the_hosts(
     monkeypatch: pytest.MonkeyPatch, network: fakes.FakeNetwork, folder: Path, benchmark: Any
 ) -> None:

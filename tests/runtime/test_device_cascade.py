@@ -239,12 +239,34 @@ def test_arrays_on_the_device_are_read_in_place(
 ) -> None:
     images = random_batch(network, count)
     array = make(cuda, images)
-    for turn in range(4):
+    for turn in range(5):
         cuda.log.clear()
         same(gpu.run(array, ETA), host.run(images, ETA))
         before_coarse = cuda.log[: cuda.log.index("coarse")]
-        assert not {"HostToDevice", "DeviceToDevice"} & set(before_coarse), f"the images were copied in turn {turn}"
+        copies = {"HostToDevice", "DeviceToDevice"} & set(before_coarse)
+        assert copies == (set() if turn else {"DeviceToDevice"}), f"turn {turn}"
     np.testing.assert_array_equal(cuda.array(array.address, "float32", images.shape), images)
+
+
+def test_arrays_at_new_addresses_make_no_contexts(
+    gpu: Scope, host: HostCascade, tensorrt: FakeTensorRT, network: fakes.FakeNetwork, cuda: FakeCuda
+) -> None:
+    """They are copied to where a graph reads already; those that come in turn keep being read in place."""
+    images = random_batch(network, 3)
+    for _ in range(3):
+        gpu.run(images, ETA)
+    made = len(tensorrt.contexts)
+    for _ in range(20):
+        cuda.log.clear()
+        same(gpu.run(InterfaceArray(cuda, images), ETA), host.run(images, ETA))
+        assert cuda.log[:3] == ["wait", "DeviceToDevice", "graph"]
+    assert len(tensorrt.contexts) == made
+    pair = [InterfaceArray(cuda, images) for _ in range(2)]
+    for turn in range(8):
+        cuda.log.clear()
+        same(gpu.run(pair[turn % 2], ETA), host.run(images, ETA))
+    assert cuda.log[:2] == ["wait", "graph"]
+    assert len(tensorrt.contexts) <= made + 4
 
 
 def test_an_array_at_an_odd_address_is_copied_on_the_device(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
+from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -34,6 +35,8 @@ Batch = Floats | DeviceArray | Pictures
 
 # What the fine stage takes from the coarse one.
 _CARRIED = ("image", "features", "embeddings")
+# Arrays of the caller's that are known when they come again: an engine keeps a context for each, of 32 in all.
+_MOST_KNOWN = 16
 
 
 @dataclass(frozen=True)
@@ -87,6 +90,7 @@ class DeviceCascade(Cascade):
         self._stream = Stream(self._device)
         self._clock = EventClock(self._device, self._stream)
         self._tensors: dict[tuple[str, str], DeviceTensor] = {}
+        self._known: OrderedDict[tuple[int, int], None] = OrderedDict()
         self._pictures: PictureStage | None = None
         self._decision: DeviceDecision | None = None
         try:
@@ -307,7 +311,7 @@ class DeviceCascade(Cascade):
         """
         ours, rows = self._staged("image", "image"), len(image)
         if isinstance(image, DeviceArray):
-            if in_place and image.aligned and rows >= self._smallest:
+            if in_place and image.aligned and rows >= self._smallest and self._comes_again(image):
                 # Read in place: exactly as many rows as there are, for behind them lies someone else's memory.
                 return image.address, rows
             self._stream.copy(ours.address, image.address, rows * ours.row_bytes, "DeviceToDevice")
@@ -320,6 +324,20 @@ class DeviceCascade(Cascade):
             ours.upload(rows)
             self._clock.mark("upload")
         return ours.address, self._bucket(stage, rows)
+
+    def _comes_again(self, image: DeviceArray) -> bool:
+        """Whether an array of that size was at that address lately.
+
+        Read in place, one needs an execution context of its own, which takes milliseconds to make and longer to run for
+        the first time. A copy takes microseconds, and what follows it is captured already.
+        """
+        key = (image.address, image.rows)
+        again = key in self._known
+        self._known[key] = None
+        self._known.move_to_end(key)
+        if len(self._known) > _MOST_KNOWN:
+            self._known.popitem(last=False)
+        return again
 
     def _scale(self, image: Pictures, ours: StagedTensor) -> None:
         assert self._pictures is not None, "Scope gives pictures only where they are scaled"

@@ -234,13 +234,17 @@ class FakeCuda(CapturesStreams):
         target(dst, count), source(src, count)
         if not to_host and not from_host and abs(dst - src) < count:
             raise Misuse("a copy on the device overlaps itself")
+        on_device = [*([] if to_host else [dst]), *([] if from_host else [src])]
+        if kind != kinds.cudaMemcpyDefault and any(map(self._mapped, on_device)):
+            raise Misuse("a copy's direction is not that of its memory, which is the host's, mapped")
         if to_host:
             self._pinned(dst, count).fill(0xFF)
 
         def copy() -> None:
             target(dst, count)[:] = source(src, count)
 
-        self.enqueue(stream, kind.name.removeprefix("cudaMemcpy"), copy)
+        what = kinds.cudaMemcpyDeviceToDevice if kind == kinds.cudaMemcpyDefault else kind
+        self.enqueue(stream, what.name.removeprefix("cudaMemcpy"), copy)
         return (self.cudaError_t.cudaSuccess,)
 
     def cudaPointerGetAttributes(self, ptr: int) -> tuple[Any, Any]:
@@ -322,6 +326,11 @@ class FakeCuda(CapturesStreams):
             if base <= address and address + nbytes <= base + block.size:
                 return block[address - base : address - base + nbytes]
         raise Misuse(f"{nbytes} bytes at {address:#x} are not page-locked host memory")
+
+    def _mapped(self, address: int) -> bool:
+        """Whether a device address is one of page-locked host memory."""
+        hosts = {id(block) for block in self._host.values()}
+        return any(base <= address < base + b.size and id(b) in hosts for base, b in self._device.items())
 
     def _stream(self, handle: int) -> FakeStream:
         if handle not in self._streams:

@@ -27,7 +27,10 @@ class Stream:
     def copy(self, target: int, source: int, nbytes: int, kind: str) -> None:
         """Queues a copy of `nbytes` between addresses; kind is "HostToDevice", "DeviceToHost" or "DeviceToDevice"."""
         if nbytes:
-            direction = getattr(self._device.api.cudaMemcpyKind, f"cudaMemcpy{kind}")
+            # Of two addresses for an integrated GPU either may be of mapped host memory, and a direction that is not
+            # that of the memory is undefined: CUDA finds it out by itself.
+            within = kind == "DeviceToDevice" and self._device.integrated
+            direction = getattr(self._device.api.cudaMemcpyKind, f"cudaMemcpy{'Default' if within else kind}")
             self._device.call("cudaMemcpyAsync", target, source, nbytes, direction, self.handle)
 
     def zero(self, address: int, nbytes: int) -> None:

@@ -173,6 +173,8 @@ class FakeCuda(CapturesStreams):
         return self.cudaError_t.cudaSuccess, self._allocate(size)
 
     def cudaFree(self, devPtr: int) -> tuple[Any]:
+        if self._break_captures():
+            return (self.cudaError_t.cudaErrorStreamCaptureUnsupported,)
         self._check_idle("cudaFree")
         if self._device.pop(devPtr, None) is None:
             raise Misuse(f"cudaFree of {devPtr:#x}, which is not allocated")
@@ -187,6 +189,8 @@ class FakeCuda(CapturesStreams):
         return self.cudaError_t.cudaSuccess, block.ctypes.data
 
     def cudaFreeHost(self, ptr: int) -> tuple[Any]:
+        if self._break_captures():
+            return (self.cudaError_t.cudaErrorStreamCaptureUnsupported,)
         self._check_idle("cudaFreeHost")
         block = self._host.pop(ptr, None)
         if block is None:

@@ -1,5 +1,6 @@
 """One device: what is missing without it, its memory and graphs, and the batch sizes that are run."""
 
+import gc
 import importlib.util
 import re
 import subprocess
@@ -218,6 +219,36 @@ def test_the_fake_forgives_nothing(cuda: FakeCuda) -> None:
     late = FakeCuda()
     with pytest.raises(Misuse, match="was freed"):
         late.memory(address, 1)
+
+
+def test_a_capture_survives_garbage(cuda: FakeCuda) -> None:
+    """Memory of another library's (PyCUDA's) whose owner is garbage in a cycle: given back in a capture it ends it."""
+    device = Device()
+    stream, memory = Stream(device), Memory(device)
+    target = memory.on_device(64, "a test")
+    freed = []
+
+    class Owner:
+        def __init__(self) -> None:
+            self.address, self.itself = device.call("cudaMalloc", 64), self
+
+        def __del__(self) -> None:
+            freed.append(cuda.capturing(stream.handle))
+            device.call("cudaFree", self.address)
+
+    Owner()
+
+    def record() -> None:
+        kept = [[number] for number in range(100_000)]  # far more than starts a collection
+        stream.zero(target, len(kept) and 64)
+
+    stream.capture(record).close()
+    gc.collect()
+    assert freed
+    assert not any(freed)
+    assert gc.isenabled()
+    stream.close()
+    memory.release()
 
 
 @pytest.mark.parametrize(

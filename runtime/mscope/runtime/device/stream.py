@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+import gc
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from mscope.core.errors import BackendError
@@ -59,7 +60,8 @@ class Stream:
         # Of this thread only: another one may allocate memory meanwhile.
         device.call("cudaStreamBeginCapture", self.handle, api.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal)
         try:
-            enqueue()
+            with _nothing_collected():
+                enqueue()
         except BaseException:
             status, graph = self._device.api.cudaStreamEndCapture(self.handle)
             if not int(status) and graph is not None:
@@ -84,6 +86,18 @@ class Stream:
                 self.synchronize()
             with contextlib.suppress(BackendError):
                 self._device.call("cudaStreamDestroy", self.handle)
+
+
+@contextlib.contextmanager
+def _nothing_collected() -> Iterator[None]:
+    """No garbage is collected meanwhile: what it gives back to CUDA in this thread would end a capture."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 class Graph:

@@ -310,7 +310,12 @@ class RtxExecutionContext(IExecutionContext):
 
     def is_stream_capturable(self, stream: int) -> bool:
         self._engine.module.cuda.capturing(stream)
-        return not self._engine.module.capture_refused
+        return self._engine.module.capture_refused not in (True, self._engine.stage)
+
+    def execute_async_v3(self, stream_handle: int) -> bool:
+        if self._engine.module.cuda.capturing(stream_handle) and not self.is_stream_capturable(stream_handle):
+            raise Misuse("a context is captured that says that it cannot be")
+        return super().execute_async_v3(stream_handle)
 
 
 def run_rows(network: FakeNetwork, stage: str, given: dict[str, Any]) -> dict[str, Any]:

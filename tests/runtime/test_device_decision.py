@@ -231,6 +231,22 @@ def test_engines_that_cannot_be_captured(
     refused(engines, r"do not become one graph \(.*not permitted.*\): leave --decide device out", cuda)
 
 
+@pytest.mark.parametrize("stage", ["coarse", "fine"])
+def test_an_engine_that_says_it_cannot_be_captured(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, network: fakes.FakeNetwork, stage: str
+) -> None:
+    """TensorRT-RTX is asked, and not tried: within a branch the driver would not survive it."""
+    cuda = FakeCuda(host_addresses=True)
+    modules = fake_gpu.install(monkeypatch, network, cuda, ("tensorrt-rtx",))
+    fake_gpu.install_kernels(monkeypatch, cuda)
+    fakes.write_fake_bundle(tmp_path / "b", network)
+    fake_tensorrt.add_engines(tmp_path / "b", flavour="tensorrt-rtx")
+    modules["tensorrt-rtx"].capture_refused = stage
+    match = rf"{stage}.*no CUDA graph \(the engine allocates or waits.*\): leave --decide device out"
+    refused(tmp_path / "b", match, cuda, backend="tensorrt-rtx")
+    assert "cudaStreamBeginCapture" not in cuda.calls
+
+
 def test_engines_for_larger_batches_only(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, network: fakes.FakeNetwork
 ) -> None:

@@ -68,18 +68,23 @@ class BoundContext:
         self._runs += 1
         if self._runs != 2 or not self._capture:
             return ""
-        if not self._capturable(stream):
-            return "the engine allocates or waits while it runs"
+        if reason := self.why_not_captured(stream):
+            return reason
         try:
             self._graph = stream.capture(lambda: self.enqueue(stream))
         except BackendError as error:
             return str(error)
         return ""
 
-    def _capturable(self, stream: Stream) -> bool:
-        """TensorRT-RTX says it before anything is tried; TensorRT's word is what becomes of the attempt."""
+    def why_not_captured(self, stream: Stream) -> str:
+        """Why a graph cannot hold it, which TensorRT-RTX says before anything is tried; "" where it can.
+
+        TensorRT's word is what becomes of the attempt.
+        """
         asked = getattr(self._context, "is_stream_capturable", None)
-        return asked is None or bool(asked(stream.handle))
+        if asked is None or asked(stream.handle):
+            return ""
+        return "the engine allocates or waits while it runs"
 
     def close(self) -> None:
         """Gives context and graph back; neither may be running."""

@@ -80,6 +80,8 @@ class EngineRunner(DeviceRunner):
         bound = BoundContext(self._context(), self._graph_shapes(batch), addresses, self._log, capture=False)
         self._recorded.append(bound)
         bound.run(stream)
+        if reason := bound.why_not_captured(stream):
+            raise BackendError(f"{self.path.name}: no CUDA graph ({reason}): leave --decide device out")
         return bound.enqueue
 
     def _open(self) -> None:

@@ -345,6 +345,26 @@ def test_an_array_that_is_not_given_away(gpu: Scope, cuda: FakeCuda, network: fa
         gpu.run(LikeTorch(cuda, random_batch(network, 1), detached=False))
 
 
+def test_an_array_that_is_kept_back_for_another_reason(gpu: Scope, cuda: FakeCuda, network: fakes.FakeNetwork) -> None:
+    """In torch's words: one on another device, and one that has a layout of its own."""
+
+    class LikeTorch(DlpackArray):
+        index, reason = 1, "Can't export tensors on a different CUDA device index. Expected: 1. Current device: 0."
+
+        def __dlpack_device__(self) -> tuple[int, int]:
+            return 2, self.index
+
+        def __dlpack__(self, stream: int | None = None) -> Any:
+            raise BufferError(self.reason)
+
+    array = LikeTorch(cuda, random_batch(network, 1))
+    with pytest.raises(InputError, match=r"^tensor: it lies on device 1, the bundle runs on device 0: move it$"):
+        gpu.run(array)
+    array.index, array.reason = 0, "Can't export tensors with layout other than torch.strided"
+    with pytest.raises(InputError, match=r"give its memory away \(Can't export .* torch\.strided\)$"):
+        gpu.run(array)
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_bad_numbers_on_the_device_are_found_by_their_effect(
     gpu: Scope, cuda: FakeCuda, network: fakes.FakeNetwork, bad: float

@@ -70,6 +70,9 @@ def device_array(array: Any, shape: tuple[int, int, int], device: Device, stream
     Raises:
         InputError: another dtype, shape, layout or device.
     """
+    if hasattr(array, "__dlpack_device__"):
+        # First, for torch gives nothing away that is not on the current device.
+        _check_index(int(array.__dlpack_device__()[1]), device)
     view = _described(array, stream)
     if view.dtype != "float32":
         raise InputError(f"tensor: got dtype {view.dtype}, expected float32 (a normalised tensor)")
@@ -91,7 +94,7 @@ def _described(array: Any, stream: Stream) -> Any:
             # The capsule goes at once: asking for it is what orders the two streams.
             array.__dlpack__(stream=stream.handle)
         except (BufferError, RuntimeError) as error:
-            raise InputError(f"tensor: it does not give its memory away ({error}): detach it first") from None
+            raise InputError(_kept_back(error)) from None
     else:
         interface = array.__cuda_array_interface__
         told = interface.get("stream") if int(interface.get("version", 0)) >= 3 else None
@@ -101,7 +104,12 @@ def _described(array: Any, stream: Stream) -> Any:
     try:
         return cuda_arrays.view(array, "tensor")
     except (BufferError, RuntimeError) as error:
-        raise InputError(f"tensor: it does not give its memory away ({error}): detach it first") from None
+        raise InputError(_kept_back(error)) from None
+
+
+def _kept_back(error: Exception) -> str:
+    hint = ": detach it first" if "grad" in str(error) else ""
+    return f"tensor: it does not give its memory away ({error}){hint}"
 
 
 def _dense(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
@@ -120,11 +128,14 @@ def _check_place(address: int, device: Device) -> None:
     kinds = api.cudaMemoryType
     if int(attributes.type) not in (int(kinds.cudaMemoryTypeDevice), int(kinds.cudaMemoryTypeManaged)):
         raise InputError("tensor: its address is not device memory")
-    if int(attributes.device) != device.index:
-        there = int(attributes.device)
-        raise InputError(f"tensor: it lies on device {there}, the bundle runs on device {device.index}: move it")
+    _check_index(int(attributes.device), device)
     if not attributes.devicePointer:
         raise InputError(
             "tensor: it belongs to another CUDA context than the device's primary one, which everything else here "
             "uses (PyCUDA: import pycuda.autoprimaryctx in the place of pycuda.autoinit)"
         )
+
+
+def _check_index(there: int, device: Device) -> None:
+    if there != device.index:
+        raise InputError(f"tensor: it lies on device {there}, the bundle runs on device {device.index}: move it")

@@ -14,6 +14,7 @@ Enumerations are the real package's; tests/runtime/test_device_api.py holds name
 from __future__ import annotations
 
 import itertools
+import threading
 from typing import Any
 
 import numpy as np
@@ -63,6 +64,7 @@ class FakeCuda(CapturesStreams):
             attributes.cudaDevAttrIntegrated: int(integrated),
             attributes.cudaDevAttrCanMapHostMemory: 1,
         }
+        self._current = threading.local()  # of each thread; there is a second device, for others
         self._limit = limit
         self._host_addresses = host_addresses
         self._driver = driver
@@ -122,6 +124,10 @@ class FakeCuda(CapturesStreams):
         self.log.append(name)
         op()
 
+    def check_current(self, what: str) -> None:
+        if self.cudaGetDevice()[1] != 0:
+            raise Misuse(f"{what} while another device is current in this thread")
+
     def capturing(self, stream: int) -> bool:
         return self._stream(stream).capture is not None
 
@@ -150,8 +156,14 @@ class FakeCuda(CapturesStreams):
 
     # The runtime's functions, with its parameters
 
+    def cudaGetDevice(self) -> tuple[Any, int]:
+        return self.cudaError_t.cudaSuccess, getattr(self._current, "device", 0)
+
     def cudaSetDevice(self, device: int) -> tuple[Any]:
-        return (self.cudaError_t.cudaSuccess if device == 0 else self.cudaError_t.cudaErrorInvalidDevice,)
+        if device not in (0, 1):
+            return (self.cudaError_t.cudaErrorInvalidDevice,)
+        self._current.device = device
+        return (self.cudaError_t.cudaSuccess,)
 
     def cudaDeviceGetAttribute(self, attr: Any, device: int) -> tuple[Any, int]:
         return self.cudaError_t.cudaSuccess, self._attributes[attr]
@@ -166,6 +178,7 @@ class FakeCuda(CapturesStreams):
         return self.cudaError_t.cudaSuccess, self._limit - self._used(), self._limit
 
     def cudaMalloc(self, size: int) -> tuple[Any, Any]:
+        self.check_current("cudaMalloc")
         if self._break_captures():
             return self.cudaError_t.cudaErrorStreamCaptureUnsupported, None
         if self._used() + size > self._limit:
@@ -206,6 +219,7 @@ class FakeCuda(CapturesStreams):
         return self.cudaError_t.cudaSuccess, address
 
     def cudaStreamCreateWithFlags(self, flags: int) -> tuple[Any, int]:
+        self.check_current("cudaStreamCreateWithFlags")
         handle = next(self._handles)
         self._streams[handle] = FakeStream()
         return self.cudaError_t.cudaSuccess, handle
@@ -263,6 +277,7 @@ class FakeCuda(CapturesStreams):
         return self.cudaError_t.cudaSuccess, Attributes()
 
     def cudaEventCreateWithFlags(self, flags: int) -> tuple[Any, Any]:
+        self.check_current("cudaEventCreateWithFlags")
         self._events += 1
         return self.cudaError_t.cudaSuccess, FakeEvent(timing=not flags & self.cudaEventDisableTiming)
 

@@ -149,6 +149,7 @@ class Runtime:
         self._module, self._logger = module, logger
 
     def deserialize_cuda_engine(self, serialized_engine: bytes) -> ICudaEngine | None:
+        self._module.cuda.check_current("deserialize_cuda_engine")
         self._logger.log(Severity.INFO, "Loaded engine size: 0 MiB")
         try:
             content = json.loads(serialized_engine)
@@ -196,6 +197,7 @@ class ICudaEngine:
         return IRuntimeConfig()
 
     def create_execution_context(self, strategy: Any) -> IExecutionContext | None:
+        self.module.cuda.check_current("create_execution_context")
         if self.module.no_memory:
             self.logger.log(Severity.ERROR, "Error Code 1: Cuda Runtime (out of memory)")
             return None
@@ -261,6 +263,7 @@ class IExecutionContext:
 
     def execute_async_v3(self, stream_handle: int) -> bool:
         module, cuda = self._engine.module, self._engine.module.cuda
+        cuda.check_current("execute_async_v3")
         assert self._batch is not None
         if self._config is not None:
             self._config._check_cache()

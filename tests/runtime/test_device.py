@@ -87,7 +87,7 @@ def test_the_gpu_that_the_driver_has(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_real_runtime_without_a_driver_is_one_line() -> None:
     if driver.find_gpu()[0] is not None:
         pytest.skip("there is a driver and a GPU here")
-    with pytest.raises(BackendError, match=r"CUDA: cudaSetDevice failed.*: "):
+    with pytest.raises(BackendError, match=r"CUDA: cuda(Get|Set)Device failed.*: "):
         Device()
 
 
@@ -110,9 +110,11 @@ def test_a_driver_that_cuda_python_does_not_find_is_one_line(cuda: FakeCuda, mon
         raise RuntimeError("Failed to dlopen libcuda.so.1")
 
     device = Device()
-    monkeypatch.setattr(device.api, "cudaSetDevice", not_found)
-    with pytest.raises(BackendError, match=r"cudaSetDevice failed within cuda-python: Failed to dlopen libcuda\.so\.1"):
-        device.make_current()
+    monkeypatch.setattr(device.api, "cudaStreamCreateWithFlags", not_found)
+    with pytest.raises(
+        BackendError, match=r"cudaStreamCreateWithFlags failed within cuda-python: Failed to dlopen libcuda\.so\.1"
+    ):
+        Stream(device)
 
 
 def test_a_status_without_a_name_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -121,9 +123,9 @@ def test_a_status_without_a_name_is_one_line(monkeypatch: pytest.MonkeyPatch) ->
     cuda = FakeCuda()
     fake_gpu.install_cuda(monkeypatch, cuda)
     device = Device()
-    monkeypatch.setattr(cuda, "cudaSetDevice", lambda device: (12345,))
-    with pytest.raises(BackendError, match=r"CUDA: cudaSetDevice failed within cuda-python: .*12345"):
-        device.make_current()
+    monkeypatch.setattr(cuda, "cudaStreamCreateWithFlags", lambda flags: (12345, 0))
+    with pytest.raises(BackendError, match=r"CUDA: cudaStreamCreateWithFlags failed within cuda-python: .*12345"):
+        Stream(device)
 
 
 def test_the_table_of_backends_costs_little() -> None:

@@ -203,6 +203,24 @@ def test_a_failed_run_leaves_the_next_one_right(
     same(gpu.run(images, 1.0), host.run(images, 1.0))
 
 
+def test_another_device_of_the_callers_stays_current(
+    tensorrt: FakeTensorRT, engines: Path, host: HostCascade, network: fakes.FakeNetwork, cuda: FakeCuda
+) -> None:
+    """torch.cuda.set_device(1), say: everything here goes to device 0, and the caller's next tensor where it was to."""
+    images = random_batch(network, 3)
+    array = InterfaceArray(cuda, images)
+    cuda.cudaSetDevice(1)
+    with Scope.load(engines, backend="tensorrt") as scope:
+        assert cuda.cudaGetDevice()[1] == 1
+        for given in (images, array, array):
+            same(scope.run(given, ETA), host.run(images, ETA))
+            assert cuda.cudaGetDevice()[1] == 1
+        with pytest.raises(InputError):
+            scope.run(images[:, :1], ETA)
+        assert cuda.cudaGetDevice()[1] == 1
+    assert cuda.live == 1, "the array"
+
+
 def test_threads_take_turns(gpu: Scope, host: HostCascade, network: fakes.FakeNetwork, cuda: FakeCuda) -> None:
     batches = [random_batch(network, 1 + seed % 9, seed) for seed in range(24)]
     arrays = [InterfaceArray(cuda, images) for images in batches[:8]]

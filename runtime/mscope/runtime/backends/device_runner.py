@@ -76,14 +76,15 @@ class DeviceRunner(Runner):
         self._check_output(tensor, array, len(array))
 
     def _execute(self, feeds: Mapping[str, Array]) -> Arrays:
-        if self._exchange is None:
-            self._exchange = _Exchange(self)
         rows = len(next(iter(feeds.values())))
         starts = range(0, rows, self.largest)
-        parts = [
-            self._exchange.run({name: array[start : start + self.largest] for name, array in feeds.items()})
-            for start in starts
-        ]
+        with self.device.current():
+            if self._exchange is None:
+                self._exchange = _Exchange(self)
+            parts = [
+                self._exchange.run({name: array[start : start + self.largest] for name, array in feeds.items()})
+                for start in starts
+            ]
         return {name: np.concatenate([part[name] for part in parts]) for name in self.graph.output_names}
 
     def _release(self) -> None:
@@ -111,7 +112,6 @@ class _Exchange:
 
     def run(self, feeds: Mapping[str, Array]) -> Arrays:
         runner, rows = self._runner, len(next(iter(feeds.values())))
-        runner.device.make_current()
         try:
             for name, array in feeds.items():
                 self._tensors[name].host[:rows] = array

@@ -93,6 +93,12 @@ class EngineRunner(DeviceRunner):
             )
         module = load(self._flavour)
         self._opened_device = Device()
+        # Engines and contexts are of the device that is current.
+        with self._opened_device.current():
+            self._deserialize(module)
+
+    def _deserialize(self, module: Any) -> None:
+        assert self._record is not None
         if self._record.plugin_sha256 is not None:
             plugin_library.load(self._flavour)
         log = error_log(module)

@@ -86,22 +86,23 @@ class DeviceCascade(Cascade):
         self._lock = threading.Lock()
         self._closed = False
         self._memory = Memory(self._device)
-        self._device.make_current()
-        self._stream = Stream(self._device)
+        with self._device.current():
+            self._stream = Stream(self._device)
         self._clock = EventClock(self._device, self._stream)
         self._tensors: dict[tuple[str, str], DeviceTensor] = {}
         self._known: OrderedDict[tuple[int, int], None] = OrderedDict()
         self._pictures: PictureStage | None = None
         self._decision: DeviceDecision | None = None
         try:
-            self._allocate()
-            self._stream.synchronize()
-            if scales:
-                shape = (self.config.channels, self.config.height, self.config.width)
-                levels = Preprocessor(manifest.preprocessing, manifest.config).levels
-                self._pictures = PictureStage(self._device, self._stream, shape, levels)
-            if decides:
-                self._decision = self._decision_graph()
+            with self._device.current():
+                self._allocate()
+                self._stream.synchronize()
+                if scales:
+                    shape = (self.config.channels, self.config.height, self.config.width)
+                    levels = Preprocessor(manifest.preprocessing, manifest.config).levels
+                    self._pictures = PictureStage(self._device, self._stream, shape, levels)
+                if decides:
+                    self._decision = self._decision_graph()
         except BaseException:
             self.close()
             raise
@@ -114,15 +115,13 @@ class DeviceCascade(Cascade):
         """Another library's batch on the device, to be given to `run`. Raises InputError where it does not fit."""
         shape = (self.config.channels, self.config.height, self.config.width)
         # The lock, for what another thread is capturing on the stream must not take this wait in.
-        with self._lock:
-            self._device.make_current()
+        with self._lock, self._device.current():
             return device_array(array, shape, self._device, self._stream)
 
     def run(
         self, image: Any, eta: float | None, *, refine_all: bool = False, may_refine: MayRefine | None = None
     ) -> Outcome:
-        with self._lock:
-            self._device.make_current()
+        with self._lock, self._device.current():
             try:
                 if self._decision is not None and len(image) == 1 and may_refine is None and eta is not None:
                     return self._run_decided(self._decision, image, eta, refine_all=refine_all)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import importlib.util
+from collections.abc import Iterator
 from typing import Any
 
 from mscope.core.errors import BackendError
@@ -70,17 +71,25 @@ class Device:
         if bindings < _OLDEST:
             there = f"the installed cuda-python is for CUDA {cuda_version(bindings)}"
             raise BackendError(f"{there}, {OLDEST_CUDA_PYTHON} or newer is needed: {_install()}")
-        self.make_current()
-        attributes = self.api.cudaDeviceAttr
-        major = self._attribute(attributes.cudaDevAttrComputeCapabilityMajor)
-        minor = self._attribute(attributes.cudaDevAttrComputeCapabilityMinor)
-        self.compute_capability = f"sm_{major}{minor}"
-        maps = self._attribute(attributes.cudaDevAttrCanMapHostMemory)
-        self.integrated = bool(self._attribute(attributes.cudaDevAttrIntegrated)) and bool(maps)
+        with self.current():
+            attributes = self.api.cudaDeviceAttr
+            major = self._attribute(attributes.cudaDevAttrComputeCapabilityMajor)
+            minor = self._attribute(attributes.cudaDevAttrComputeCapabilityMinor)
+            self.compute_capability = f"sm_{major}{minor}"
+            maps = self._attribute(attributes.cudaDevAttrCanMapHostMemory)
+            self.integrated = bool(self._attribute(attributes.cudaDevAttrIntegrated)) and bool(maps)
 
-    def make_current(self) -> None:
-        """Makes it the calling thread's device: CUDA keeps one for each thread."""
+    @contextlib.contextmanager
+    def current(self) -> Iterator[None]:
+        """Makes it the calling thread's device, of which CUDA keeps one for each, and afterwards the caller's again."""
+        theirs = int(self.call("cudaGetDevice"))
         self.call("cudaSetDevice", self.index)
+        try:
+            yield
+        finally:
+            if theirs != self.index:
+                with contextlib.suppress(BackendError):
+                    self.call("cudaSetDevice", theirs)
 
     def call(self, function: str, *arguments: Any, doing: str = "") -> Any:
         """Calls a function of the CUDA runtime and returns what it gives beside its status.

@@ -14,6 +14,7 @@ import fake_gpu
 import fakes
 from fake_cuda import FakeCuda, Misuse
 from fake_gpu import FakeDriver
+from fake_tensorrt import IRuntimeConfig
 from mscope.core.contract import Tensor
 from mscope.core.errors import BackendError
 from mscope.runtime.device import driver
@@ -221,6 +222,24 @@ def test_the_fake_forgives_nothing(cuda: FakeCuda) -> None:
     late = FakeCuda()
     with pytest.raises(Misuse, match="was freed"):
         late.memory(address, 1)
+
+
+def test_the_stand_ins_refuse_wrong_directions_devices_and_caches() -> None:
+    cuda = FakeCuda(integrated=True)
+    kinds = cuda.cudaMemcpyKind
+    _, host = cuda.cudaHostAlloc(256, cuda.cudaHostAllocMapped)
+    _, mapped = cuda.cudaHostGetDevicePointer(host, 0)
+    (_, own), (_, stream) = cuda.cudaMalloc(256), cuda.cudaStreamCreateWithFlags(cuda.cudaStreamNonBlocking)
+    cuda.cudaMemcpyAsync(own, mapped, 8, kinds.cudaMemcpyDefault, stream)
+    with pytest.raises(Misuse, match="direction is not that of its memory"):
+        cuda.cudaMemcpyAsync(own, mapped, 8, kinds.cudaMemcpyDeviceToDevice, stream)
+    cuda.cudaSetDevice(1)
+    with pytest.raises(Misuse, match="another device is current"):
+        cuda.cudaMalloc(8)
+    config = IRuntimeConfig()
+    config.set_runtime_cache(config.create_runtime_cache())
+    with pytest.raises(Misuse, match="cache of a config is gone"):
+        config._check_cache()
 
 
 def test_a_capture_survives_garbage(cuda: FakeCuda) -> None:

@@ -4,6 +4,7 @@ device takes, and what it says is of that launch alone."""
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,7 @@ STREAM = 0x5000
 MEMORY = 0x10000  # nothing reads it
 INVALID_DEVICE = 101
 UNASKED = 48 << 10  # bytes of shared memory that every block may have
+NO_CONTEXT, NOT_PRIMARY = -1, -2  # of fake_context
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,7 @@ def library(over_fake_cudart: ctypes.CDLL) -> ctypes.CDLL:
 def fresh(library: ctypes.CDLL) -> None:
     library.fake_launches()
     library.cudaGetLastError()
+    library.fake_no_context()
 
 
 def launches(library: ctypes.CDLL) -> list[Launch]:
@@ -71,6 +74,33 @@ def scan(library: ctypes.CDLL, params: ScanParams, dtype: int, device: int) -> i
     assert status == 0
     params.workspace, params.workspace_bytes = (MEMORY if needed.value else None), needed.value
     return int(library.mscope_cuda_scan(ctypes.byref(params), dtype, device, ctypes.c_void_p(STREAM)))
+
+
+def conv(library: ctypes.CDLL, dtype: int, device: int) -> int:
+    rows = Rows(MEMORY, 768, 768 * 50)
+    params = ConvParams(2, 50, 384, 4, rows, MEMORY, MEMORY, MEMORY, MEMORY, rows, rows)
+    return int(library.mscope_cuda_conv_silu(ctypes.byref(params), dtype, device, ctypes.c_void_p(STREAM)))
+
+
+def select(library: ctypes.CDLL, device: int) -> int:
+    params = SelectParams(1, 1000, 4096, 100, MEMORY, MEMORY, 1.0, MEMORY, MEMORY, MEMORY, MEMORY, 0)
+    return int(library.mscope_cuda_select(ctypes.byref(params), device, ctypes.c_void_p(STREAM)))
+
+
+def resample(library: ctypes.CDLL, channels: int, device: int) -> int:
+    axis = ResampleAxis(8, MEMORY, MEMORY, MEMORY)
+    picture = (MEMORY, 1080, 1920, 1920 * channels, channels, 224, 224, axis, axis, 0, MEMORY, MEMORY, MEMORY)
+    params = ResampleParams(*picture)
+    return int(library.mscope_cuda_resample(ctypes.byref(params), device, ctypes.c_void_p(STREAM)))
+
+
+CALLS: dict[str, Callable[[ctypes.CDLL, int], int]] = {
+    "scan": lambda library, device: scan(library, scan_params(1, 50, 384, 12), 1, device),
+    "conv": lambda library, device: conv(library, 1, device),
+    "select": select,
+    "resample": lambda library, device: resample(library, 3, device),
+    "supports": lambda library, device: int(library.mscope_cuda_supports(device)),
+}
 
 
 def threads_allowed(kernel: str) -> int:
@@ -107,16 +137,10 @@ def test_every_kernel_can_be_launched(library: ctypes.CDLL) -> None:
         for states in (16, 8):
             for batch, length in ((1, 197), (64, 197), (1, 16384)):
                 assert scan(library, scan_params(batch, length, 384, 12, states), dtype, H100) == 0
-        rows = Rows(MEMORY, 768, 768 * 50)
-        conv = ConvParams(2, 50, 384, 4, rows, MEMORY, MEMORY, MEMORY, MEMORY, rows, rows)
-        assert library.mscope_cuda_conv_silu(ctypes.byref(conv), dtype, H100, ctypes.c_void_p(STREAM)) == 0
-    select = SelectParams(1, 1000, 4096, 100, MEMORY, MEMORY, 1.0, MEMORY, MEMORY, MEMORY, MEMORY, 0)
-    assert library.mscope_cuda_select(ctypes.byref(select), H100, ctypes.c_void_p(STREAM)) == 0
+        assert conv(library, dtype, H100) == 0
+    assert select(library, H100) == 0
     for channels in (1, 3):
-        axis = ResampleAxis(8, MEMORY, MEMORY, MEMORY)
-        picture = (MEMORY, 1080, 1920, 1920 * channels, channels, 224, 224, axis, axis, 0, MEMORY, MEMORY, MEMORY)
-        params = ResampleParams(*picture)
-        assert library.mscope_cuda_resample(ctypes.byref(params), H100, ctypes.c_void_p(STREAM)) == 0
+        assert resample(library, channels, H100) == 0
     known = {name for name in library.fake_kernels().decode().split() if "mscope" in name}
     assert {launch.kernel for launch in launches(library)} == known
 
@@ -159,8 +183,38 @@ def test_two_threads_do_not_take_each_others_shared_memory(library: ctypes.CDLL)
 
 
 def test_the_callers_device_stays_current(library: ctypes.CDLL) -> None:
+    library.cudaSetDevice(H100)
     assert scan(library, scan_params(1, 50, 384, 12), 1, ORIN) == 0
     device = ctypes.c_int(-1)
     library.cudaGetDevice(ctypes.byref(device))
     assert device.value == H100
     assert [launch.device for launch in launches(library)] == [ORIN]
+
+
+@pytest.mark.parametrize("device", [H100, ORIN])
+@pytest.mark.parametrize("call", CALLS)
+def test_a_thread_without_a_context_is_left_without_one(library: ctypes.CDLL, call: str, device: int) -> None:
+    """A process that uses one device alone must not get a context on the first, as cudaSetDevice(0) makes it."""
+    library.fake_contexts_made()
+    for asked in (device, device, T4):  # whatever this copy of the runtime was told last
+        assert CALLS[call](library, asked) == 0
+        assert {launch.device for launch in launches(library)} <= {asked}
+        assert library.fake_context() == NO_CONTEXT
+        assert library.fake_contexts_made() == 1 << asked
+
+
+def test_a_context_that_is_not_primary_is_put_back(library: ctypes.CDLL) -> None:
+    """As pycuda and GStreamer make them. On its own device it is used as it is."""
+    library.fake_other_context()
+    try:
+        device = ctypes.c_int(-1)
+        library.cudaGetDevice(ctypes.byref(device))
+        library.fake_contexts_made()
+        assert scan(library, scan_params(1, 50, 384, 12), 1, device.value) == 0
+        assert library.fake_contexts_made() == 0
+        assert library.fake_context() == NOT_PRIMARY
+        assert scan(library, scan_params(1, 50, 384, 12), 1, ORIN) == 0
+        assert library.fake_context() == NOT_PRIMARY
+        assert [launch.device for launch in launches(library)] == [device.value, ORIN]
+    finally:
+        library.fake_no_context()

@@ -35,8 +35,8 @@ MSCOPE_CUDA_API int mscope_cuda_supports(int device);
 MSCOPE_CUDA_API int mscope_cuda_scan_workspace(const struct MscopeScanParams* p, int dtype, int device, int64_t* bytes);
 
 // Queue the op on a stream (a cudaStream_t, null for the default one) of the device. Nothing waits and nothing is
-// allocated, so a call can be captured into a CUDA graph. The pointers must stay valid until the stream is past the
-// call.
+// allocated, so a call can be captured into a CUDA graph; drivers before CUDA 12.3 want one outside first, at which they
+// load the kernel. The pointers must stay valid until the stream is past the call.
 MSCOPE_CUDA_API int mscope_cuda_scan(const struct MscopeScanParams* p, int dtype, int device, void* stream);
 MSCOPE_CUDA_API int mscope_cuda_conv_silu(const struct MscopeConvParams* p, int dtype, int device, void* stream);
 

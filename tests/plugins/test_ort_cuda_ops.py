@@ -6,6 +6,7 @@ What it cannot see: the CUDA provider itself, its streams, and a device (tests/g
 from __future__ import annotations
 
 import ctypes
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -180,6 +181,23 @@ class TestScratch:
         np.testing.assert_array_equal(many, np.concatenate([alone] * 5))
         session.run(None, feeds)
         assert host.host_workspaces() == 1, "the larger one serves the smaller batch too"
+
+    def test_threads_on_one_stream_do_not_mix(self, library: Path, host: ctypes.CDLL) -> None:
+        """As with a user_compute_stream: between the two launches of a scan in segments no other may write there."""
+        host.host_set_machine(ctypes.byref(VAST))
+        values = values_of(OP_SCAN, Inputs(Case(1024, channels=9), FLOAT32))
+        session = session_of(model_of(OP_SCAN, values), library=library)
+        feeds = feeds_of(session, values)
+        alone = session.run(None, feeds)[0]
+        host.host_wait_for_another(1000)
+        try:
+            with ThreadPoolExecutor(2) as pool:
+                both = [pool.submit(session.run, None, feeds) for _ in range(2)]
+            for run in both:
+                np.testing.assert_array_equal(run.result()[0], alone)
+        finally:
+            twice = host.host_wait_for_another(0)
+        assert twice == 0
 
 
 class TestRefusals:

@@ -32,7 +32,12 @@ void CudaKernel::launch(OrtKernelContext* context, const OrtValue* out, MscopeSc
   if (p.batch == 0) return;
   const Place place = place_of(context, out);
   require(mscope_cuda_scan_workspace(&p, dtype(), place.device, &p.workspace_bytes), "the scan's plan");
-  if (p.workspace_bytes > 0) p.workspace = scratch_of(place).at_least(api, context, place.memory, p.workspace_bytes);
+  std::unique_lock<std::mutex> held;
+  if (p.workspace_bytes > 0) {
+    StreamScratch& scratch = scratch_of(place);
+    held = scratch.hold();
+    p.workspace = scratch.at_least(api, context, place.memory, p.workspace_bytes);
+  }
   require(mscope_cuda_scan(&p, dtype(), place.device, place.stream), "the scan's launch");
 }
 

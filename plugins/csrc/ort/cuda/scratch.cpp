@@ -42,7 +42,6 @@ StreamScratch::~StreamScratch() {
 
 void* StreamScratch::at_least(const OrtApi& api, OrtKernelContext* context, const OrtMemoryInfo* memory,
                               int64_t bytes) {
-  const std::lock_guard<std::mutex> hold(lock_);
   if (!blocks_.empty() && blocks_.back().bytes >= bytes) return blocks_.back().data;
   blocks_.reserve(blocks_.size() + 1);
   OrtAllocator* taken = nullptr;

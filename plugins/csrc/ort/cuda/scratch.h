@@ -30,7 +30,11 @@ class StreamScratch {
 
   bool is_of(int device, void* stream) const { return device == device_ && stream == stream_; }
 
-  // At least so many bytes, for what is queued on the stream next. Throws where there is no memory.
+  // Until it is let go, nobody else queues what uses the memory. Runs in two threads may share a stream (the provider's
+  // user_compute_stream), and a scan of segments is two launches, between which no other may write there.
+  std::unique_lock<std::mutex> hold() { return std::unique_lock<std::mutex>(lock_); }
+
+  // At least so many bytes, for who holds it. Throws where there is no memory.
   void* at_least(const OrtApi& api, OrtKernelContext* context, const OrtMemoryInfo* memory, int64_t bytes);
 
  private:

@@ -14,6 +14,9 @@ CSRC = Path(__file__).parents[1] / "plugins" / "csrc"
 
 _folder: tempfile.TemporaryDirectory[str] | None = None
 
+#: A device faults on a misaligned vector access; the host's compiler can check for one, where it has its library.
+CHECKED = ("-fsanitize=alignment,signed-integer-overflow,shift", "-fno-sanitize-recover=all")
+
 
 class Machine(ctypes.Structure):
     """MscopeMachine."""
@@ -45,9 +48,7 @@ def library() -> ctypes.CDLL:
     path = Path(_folder.name) / "libhost_run.so"
     command = [compiler() or "c++", "-std=c++17", "-O1", "-shared", "-fPIC", "-fvisibility=hidden", f"-I{CSRC}"]
     command += [str(CSRC / "cuda" / "host_run.cpp"), "-o", str(path)]
-    # A device faults on a misaligned vector access; the host's compiler can check for one, where it has its library.
-    checked = [*command, "-fsanitize=alignment,signed-integer-overflow,shift", "-fno-sanitize-recover=all"]
-    for attempt in (checked, command):
+    for attempt in ([*command, *CHECKED], command):
         result = subprocess.run(attempt, capture_output=True, text=True, check=False)
         if result.returncode == 0:
             loaded = ctypes.CDLL(str(path))

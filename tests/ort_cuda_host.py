@@ -10,7 +10,7 @@ from pathlib import Path
 
 from cuda_host import CSRC
 from mscope.plugins import build
-from trt_driver import KEPT, compile_cached
+from trt_driver import KEPT, compile_checked
 
 #: Where library() puts it, under the name that find.py looks for.
 FOLDER = KEPT.parent / "test-ort-cuda"
@@ -37,4 +37,4 @@ def compiled_for(provider: str, name: str) -> Path:
     flags += [f'-DMSCOPE_ORT_PROVIDER="{provider}"']
     if os.environ.get(build.ONNXRUNTIME_INCLUDE_DIR):
         flags.append(f"-I{os.environ[build.ONNXRUNTIME_INCLUDE_DIR]}")
-    return compile_cached(name, sources, flags)
+    return compile_checked(name, sources, flags)

@@ -212,13 +212,21 @@ def compile_cached(name: str, sources: Sequence[Path], flags: Sequence[str]) -> 
     return target
 
 
+def compile_checked(name: str, sources: Sequence[Path], flags: Sequence[str]) -> Path:
+    """As `compile_cached`, with what cuda_host.CHECKED finds ending the process, where the compiler can do that."""
+    try:
+        return compile_cached(name, sources, [*flags, *cuda_host.CHECKED])
+    except RuntimeError:
+        return compile_cached(name, sources, flags)
+
+
 def host_plugin(header: Sequence[str] = ("-DMSCOPE_TENSORRT_MINIMAL",), name: str = "plugin.so") -> Path:
     """The plugin over the kernels' host run; `header` chooses TensorRT's headers, `name` keeps several apart."""
     sources = [p for p in sorted((CSRC / "trt").glob("*.cpp")) if p.name != "device.cpp"]
     sources += [CSRC / "cuda" / "host_run.cpp", CSRC / "cuda" / "host_api.cpp", CSRC / "abi" / "version.cpp"]
     flags = ["-O1", "-Wall", "-Wextra", "-Werror", f"-DMSCOPE_ABI_VERSION={build.ABI_VERSION}", "-DMSCOPE_CUDA_BUILD"]
     flags += header
-    return compile_cached(name, sources, flags)
+    return compile_checked(name, sources, flags)
 
 
 @functools.cache

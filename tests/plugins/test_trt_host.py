@@ -8,6 +8,7 @@ an engine holds, shapes, enqueue with the workspace that the build phase asked f
 from __future__ import annotations
 
 import ctypes
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from cuda_host import H100, SINGLE, VAST
 from mscope.core.contract import OP_BIDIRECTIONAL_SCAN, OP_CONV, OP_SCAN
 from mscope.plugins import cuda_arguments as arguments
 from op_cases import ROUNDING, Case, Inputs
-from trt_driver import OP_INPUTS, Driver, Given, given
+from trt_driver import OP_INPUTS, Driver, Given, all_given, given
 from trt_runs import outputs_for, run, stored
 
 # As in test_cuda_host.py: roundings of what was summed.
@@ -171,6 +172,19 @@ def test_the_context_that_sees_no_shapes_has_the_engines(driver: Driver) -> None
     driver.run(plugin, tensors, outs, stream=driver.exported("host_stream")(), announce=False)
     driver.destroy(plugin)
     assert cases.scan(inputs, False, gated=False, biased=False).worst(results[0], "float32") < TOLERANCE
+
+
+def test_an_empty_batch_of_any_width(driver: Driver) -> None:
+    """No memory stands behind it, so that any size may be said; sums of sizes must not overflow on the way."""
+    inputs = Inputs(Case(5, batch=0), "float32")
+    arrays, outs = all_given(OP_CONV, stored(inputs, OP_CONV), outputs_for(OP_CONV, inputs))
+    arrays[0] = replace(arrays[0], shape=(0, 5, 2**62 + 1), dynamic=())
+    outs[0] = replace(outs[0], dynamic=(), most=())
+    plugin = driver.create(OP_CONV)
+    driver.build(plugin, arrays, outs)
+    plugin = driver.reload(OP_CONV, plugin)
+    driver.run(plugin, arrays, outs, stream=driver.exported("host_stream")())
+    driver.destroy(plugin)
 
 
 @pytest.mark.parametrize("dtype", ROUNDING)

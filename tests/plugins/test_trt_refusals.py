@@ -117,6 +117,18 @@ def test_shapes_of_the_convolution(driver: Driver, name: str, shape: tuple[int, 
     refused(driver, OP_CONV, "getOutputShapes", message, **{name: shape})
 
 
+def test_a_size_that_is_unknown_when_the_op_runs(driver: Driver) -> None:
+    """It would have been compared with nothing, and the kernels read as many as the others say."""
+    inputs, outputs = tensors(OP_CONV)
+    plugin = driver.create(OP_CONV)
+    driver.build(plugin, inputs, outputs)
+    plugin = driver.reload(OP_CONV, plugin)
+    inputs[2] = replace(inputs[2], shape=(-1,))
+    with pytest.raises(Refused, match=r"enqueue: bias has shape \(\?\): a size is still unknown when the op is to run"):
+        driver.run(plugin, inputs, outputs, stream=driver.exported("host_stream")())
+    driver.destroy(plugin)
+
+
 def test_an_empty_sequence_is_refused(driver: Driver) -> None:
     x = Given((2, 0, 6), "float32")
     inputs, outputs = tensors(OP_SCAN, x=x)

@@ -18,7 +18,9 @@ struct DenseSizes {
 inline MscopeRows dense_rows(const void* data, int dtype, int64_t length, int64_t row, int64_t start = 0) {
   if (data == nullptr) return {};
   const int64_t bytes = dtype == MSCOPE_FLOAT32 ? 4 : 2;
-  return {static_cast<const char*>(data) + start * bytes, row, row * length};
+  // Without overflow: the rows of an empty batch may have any length, as no memory stands behind them.
+  const auto batch = static_cast<int64_t>(static_cast<uint64_t>(row) * static_cast<uint64_t>(length));
+  return {static_cast<const char*>(data) + start * bytes, row, batch};
 }
 
 // CausalConv1dSiLU into x, (K, B L, C).

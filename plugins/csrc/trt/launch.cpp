@@ -43,8 +43,12 @@ Read read(const Call& call) {
   }
   check_types(call.op, types, call.wired);
   const Sizes sizes = resolve(call.op, shapes, call.wired);
-  for (const Symbol symbol : {kBatch, kLength, kChannels})
-    if (sizes[symbol] == kUnknown) throw Refusal("a size is still unknown when the op is to run");
+  // What is unknown was compared with nothing.
+  for (int i = 0; i < call.op.input_count; ++i)
+    for (int axis = 0; is_wired(call.wired, i) && axis < call.op.inputs[i].rank; ++axis)
+      if (shapes[i].size[axis] < 0)
+        throw Refusal(std::string(call.op.inputs[i].name) + " has shape " + text_of(shapes[i]) +
+                      ": a size is still unknown when the op is to run");
   read.sizes = {sizes[kBatch], sizes[kLength], sizes[kChannels], sizes[kStates],
                 sizes[kRank],  sizes[kWidth],  call.in[0].dims.d[2]};
   return read;

@@ -139,6 +139,18 @@ def test_one_session_takes_any_batch_and_length(library: Path, op: str) -> None:
         np.testing.assert_array_equal(session.run(None, feeds)[0], expected)
 
 
+def test_what_is_declared_may_be_any_number(library: Path) -> None:
+    """Of 2^64 rows nothing is inferred: not that there are none, as they come out of 64 bits."""
+    values = values_of(OP_CONV, Inputs(Case(9), FLOAT32))
+    model = model_of(OP_CONV, values)
+    (xz,) = (value for value in model.graph.input if value.name == "xz")
+    xz.CopyFrom(helper.make_tensor_value_info("xz", TensorProto.FLOAT, [2**33, 2**31, values["xz"].shape[2]]))
+    (x,) = session_of(model, library=library).get_outputs()
+    directions, rows, channels = x.shape
+    assert (directions, channels) == (2, len(values["bias"]))
+    assert rows != 0
+
+
 class TestScratch:
     """Long sequences need memory beside their tensors, out of ONNX Runtime's allocator, once for a stream."""
 

@@ -111,10 +111,9 @@ void check_bidirectional(const std::string& node, const Shape (&s)[kBidirectiona
   if (C == 0 || N == 0) shapes.refuse("A has shape " + to_text(A.extent, 2) + ", expected C and N of at least 1");
   shapes.expect("dt_weight", dt_weight, {C, kUnknown}, "(C, R)");
   if (R == 0) shapes.refuse("dt_weight has shape " + to_text(dt_weight.extent, 2) + ", expected R of at least 1");
-  shapes.expect("xz", xz, {kUnknown, kUnknown, C == kUnknown ? kUnknown : 2 * C}, "(B, L, 2C)");
+  shapes.expect("xz", xz, {kUnknown, kUnknown, times(2, C)}, "(B, L, 2C)");
   if (L == 0) shapes.refuse("xz has no tokens, expected L of at least 1");
-  const int64_t columns = R == kUnknown || N == kUnknown ? kUnknown : R + 2 * N;
-  const int64_t rows = B == kUnknown || L == kUnknown ? kUnknown : B * L;
+  const int64_t columns = plus(R, times(2, N)), rows = times(B, L);
   shapes.expect("x", s[kBidirectionalX], {2, rows, C}, "(2, B L, C)");
   shapes.expect("dbc", s[kBidirectionalDbc], {2, rows, columns}, "(2, B L, R + 2N)");
   for (int first = kBidirectionalParameters; first < kBidirectionalInputs; first += kParametersADirection) {

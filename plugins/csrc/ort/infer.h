@@ -7,6 +7,7 @@
 
 #include <string>
 
+#include "ort/shapes.h"
 #include "ort/status.h"
 
 namespace mscope {
@@ -38,7 +39,7 @@ class DeclaredShape {
   // The first two axes as one, B * L. Tensors of one symbol are of one size to ONNX Runtime, which plans memory by it.
   DeclaredAxis rows() const {
     const DeclaredAxis batch = axis(0), tokens = axis(1);
-    if (batch.extent >= 0 && tokens.extent >= 0) return {batch.extent * tokens.extent, ""};
+    if (batch.extent >= 0 && tokens.extent >= 0) return {times(batch.extent, tokens.extent), ""};
     // As the exporter writes it: 50*batch.
     const std::string first = tokens.extent >= 0 ? std::to_string(tokens.extent) : tokens.symbol;
     const std::string second = batch.extent >= 0 ? std::to_string(batch.extent) : batch.symbol;

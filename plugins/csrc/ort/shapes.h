@@ -14,6 +14,16 @@ namespace ort {
 
 constexpr int64_t kUnknown = -1;  // an extent not known when the kernel is created
 
+// Unknown where one of them is, or where no tensor can have as many: what a model declares may be any number.
+inline int64_t times(int64_t a, int64_t b) {
+  int64_t product = 0;
+  return a < 0 || b < 0 || __builtin_mul_overflow(a, b, &product) ? kUnknown : product;
+}
+inline int64_t plus(int64_t a, int64_t b) {
+  int64_t sum = 0;
+  return a < 0 || b < 0 || __builtin_add_overflow(a, b, &sum) ? kUnknown : sum;
+}
+
 // At most three axes: no tensor of the contract has more.
 struct Shape {
   static constexpr int kMaxRank = 3;

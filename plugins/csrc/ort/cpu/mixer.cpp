@@ -128,9 +128,9 @@ class MixerKernel final : public CpuKernel {
     shapes.expect("weight", weight, {C, kUnknown}, "(C, W)");
     if (W != kUnknown && (W < kMinTaps || W > kMaxTaps))
       shapes.refuse("weight has " + std::to_string(W) + " taps, expected W from 2 to 4");
-    shapes.expect("xz", s[kXz], {kUnknown, kUnknown, C == kUnknown ? kUnknown : 2 * C}, "(B, L, 2C)");
+    shapes.expect("xz", s[kXz], {kUnknown, kUnknown, times(2, C)}, "(B, L, 2C)");
     if (s[kXz].at(1) == 0) shapes.refuse("xz has no tokens, expected L of at least 1");
-    const int64_t columns = R == kUnknown || N == kUnknown ? kUnknown : R + 2 * N;
+    const int64_t columns = plus(R, times(2, N));
     shapes.expect("x_proj_weight", s[kXProj], {2, C, columns}, "(2, C, R + 2N)");
     for (size_t i = 0; i < 2; ++i) {
       const size_t conv = kConv + i * kTaps, scan = kScan + i * kParameters;

@@ -144,6 +144,47 @@ def test_views_of_every_protocol() -> None:
         view([1.0], "x")
 
 
+def test_an_output_that_shares_memory_is_refused() -> None:
+    """The kernels read their inputs through a cache that does not see what is written meanwhile."""
+    given = cuda_torch.tensors(Inputs(CASE, "float32"))
+    batch, length, channels = CASE.batch, CASE.length, CASE.channels
+    scanned = [given[name] for name in ("x", "delta", "A", "B", "C", "D", "z")]
+    both = [given[name] for name in cuda_torch.SCAN_NAMES]
+    for shared, message in (
+        (given["x"], "y shares memory with x: give it memory of its own"),
+        (given["z"], "y shares memory with z"),
+        (torch.zeros(1, length, channels).expand(batch, -1, -1), "each of its elements needs memory of its own"),
+    ):
+        with pytest.raises(InputError, match=message):
+            cuda.selective_scan(*scanned, out=shared)
+    inside = given["x_both"].view(-1)[channels:][: batch * length * channels].view(batch, length, channels)
+    with pytest.raises(InputError, match="y shares memory with x"):
+        cuda.bidirectional_selective_scan(*both, out=inside)
+    with pytest.raises(InputError, match="y shares memory with xz"):
+        cuda.bidirectional_selective_scan(*both, out=given["xz"][..., channels:])
+    wide = torch.zeros(1, batch * length, 2 * channels)
+    taps = {"weight": given["weight"], "bias": given["bias"]}
+    with pytest.raises(InputError, match="y shares memory with xz"):
+        cuda.causal_conv1d_silu(wide.view(batch, length, -1), **taps, out=wide[..., :channels])
+    # Between each other's rows: the half of xz that this op does not read.
+    expected = cuda_torch.bidirectional(given, CASE, "float32")
+    cuda.bidirectional_selective_scan(*both, out=given["xz"][..., :channels])
+    assert torch.equal(given["xz"][..., :channels], expected)
+
+
+def test_elements_that_lie_between_two_addresses_are_refused() -> None:
+    """A device's load of one faults, and no call works in the process after that."""
+    given = cuda_torch.tensors(Inputs(CASE, "float32"))
+    names = ("x", "delta", "A", "B", "C", "D")
+    odd = np.zeros(given["x"].numel() * 4 + 4, np.uint8)[2:-2].view(np.float32).reshape(given["x"].shape)
+    y = cuda_torch.output(CASE, "float32")
+    with pytest.raises(InputError, match=r"x begins at address 0x\w+, between two elements"):
+        cuda.selective_scan(Interface(odd), *(Interface(given[n].numpy()) for n in names[1:]), out=Interface(y.numpy()))
+    packed = np.zeros((2, 3, 4), [("value", np.float32), ("mark", np.uint8)])["value"]
+    with pytest.raises(InputError, match=r"x has strides of \(60, 20, 5\) bytes, no multiples of its elements' 4"):
+        view(Interface(packed, strides=packed.strides), "x")
+
+
 def test_results_do_not_depend_on_where_rows_lie() -> None:
     """Rows that cannot be read four elements at a time give the same bits."""
     given = cuda_torch.tensors(Inputs(CASE, "float32"))

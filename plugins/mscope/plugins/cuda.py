@@ -81,7 +81,7 @@ def causal_conv1d_silu(
     Args:
         xz: (B, L, C + any) T.
         weight: (C, W) T, W from 2 to 4; bias: (C,) T; `weight_b`, `bias_b` likewise, for the backward direction.
-        out: (K, B * L, C) T, written: the K directions that are given, forward first.
+        out: (K, B * L, C) T, written: the K directions that are given, forward first. Shares no memory with an input.
         stream: a cudaStream_t.
 
     Raises:
@@ -115,7 +115,7 @@ def selective_scan(
     """Op `SelectiveScan`; shapes and dtypes as in docs/ops.md.
 
     Args:
-        out: (B, L, C) T, written.
+        out: (B, L, C) T, written. Shares no memory with an input.
         stream: a cudaStream_t.
         allocate: makes scratch memory of so many bytes on the device, as an array; called for long sequences.
 

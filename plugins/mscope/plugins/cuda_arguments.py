@@ -6,6 +6,7 @@ Shapes are those of docs/ops.md. Arrays may be views: only the last axis of x, z
 from __future__ import annotations
 
 import ctypes
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -33,6 +34,16 @@ class Array:
         offset = start * ITEM_BYTES[self.dtype]
         shape = (*self.shape[:-1], stop - start)
         return Array(self.pointer + offset, shape, self.strides, self.dtype, self.device, self.owner)
+
+    def span(self) -> tuple[int, int]:
+        """The bytes from its first element to its last, as addresses."""
+        reach = sum((size - 1) * stride for size, stride in zip(self.shape, self.strides, strict=True))
+        return self.pointer, self.pointer + (reach + 1) * ITEM_BYTES[self.dtype]
+
+    def dense(self) -> bool:
+        """Whether the span holds its elements and nothing else."""
+        first, end = self.span()
+        return end - first == math.prod(self.shape) * ITEM_BYTES[self.dtype]
 
     def direction(self, index: int, batch: int, length: int) -> Array:
         """Entry `index` of (K, B * L, C) as (B, L, C)."""
@@ -116,7 +127,7 @@ def selective_scan(
     )
     if z is not None:
         params.z = check.rows("z", z, (*tokens, channels))
-    params.y = check.rows("y", y, (*tokens, channels))
+    params.y = check.written("y", y, (*tokens, channels))
     return Call(params, check.dtype, x.device)
 
 
@@ -152,7 +163,7 @@ def bidirectional_selective_scan(
             i,
         )
     params.z = check.rows("xz", xz.last(channels, 2 * channels), (*tokens, channels))
-    params.y = check.rows("y", y, (*tokens, channels))
+    params.y = check.written("y", y, (*tokens, channels))
     return Call(params, check.dtype, xz.device)
 
 
@@ -181,7 +192,7 @@ def causal_conv1d_silu(
         if (taps is None) != (offset is None):
             raise InputError(f"weight{suffix} and bias{suffix} come together: one is given and the other is not")
     given = [(suffix, taps, offset) for suffix, taps, offset in directions if taps is not None and offset is not None]
-    check.rows("y", y, (len(given), batch * length, channels))
+    check.written("y", y, (len(given), batch * length, channels))
     for i, (suffix, taps, offset) in enumerate(given):
         setattr(params, f"weight{suffix}", check.dense(f"weight{suffix}", taps, (channels, width)))
         setattr(params, f"bias{suffix}", check.dense(f"bias{suffix}", offset, (channels,)))
@@ -196,6 +207,7 @@ class _Checker:
         if first.dtype not in DTYPES:
             raise InputError(f"{name} is {first.dtype}: expected one of {', '.join(DTYPES)}")
         self.name, self.first = name, first
+        self._read: list[tuple[str, Array]] = []
         self.dtype = DTYPES.index(first.dtype)
 
     def sizes3(self) -> tuple[int, int, int]:
@@ -218,7 +230,24 @@ class _Checker:
         self._same(name, array, shape, self.first.dtype)
         if 0 not in array.shape and array.shape[-1] > 1 and array.strides[-1] != 1:
             raise InputError(f"{name} has strides {array.strides}: its last axis must be contiguous (stride 1)")
+        self._read.append((name, array))
         return Rows(array.pointer, array.strides[1], array.strides[0])
+
+    def written(self, name: str, array: Array, shape: Sequence[int]) -> Rows:
+        """As `rows`, for what is written, after all that is read: inputs go through a cache that sees no writes."""
+        read, self._read = self._read, []
+        rows = self.rows(name, array, shape)
+        if 0 in shape:
+            return rows
+        if any(size > 1 and stride == 0 for size, stride in zip(array.shape, array.strides, strict=True)):
+            raise InputError(f"{name} has strides {array.strides}: each of its elements needs memory of its own")
+        first, end = array.span()
+        for other, given in read:
+            # Views may lie between each other's rows: two spans that meet say something of dense arrays alone.
+            meets = given.pointer < end and first < given.span()[1]
+            if given.pointer == first or (meets and array.dense() and given.dense()):
+                raise InputError(f"{name} shares memory with {other}: give it memory of its own")
+        return rows
 
     def dense(self, name: str, array: Array, shape: Sequence[int], dtype: str | None = None) -> int:
         self._same(name, array, shape, dtype or self.first.dtype)
@@ -240,5 +269,7 @@ class _Checker:
             )
         if array.dtype != dtype:
             raise InputError(f"{name} is {array.dtype}: expected {dtype}, as {self.name} is {self.first.dtype}")
+        if array.pointer % ITEM_BYTES[dtype]:
+            raise InputError(f"{name} begins at address {array.pointer:#x}, between two elements: copy it")
         if array.device != self.first.device:
             raise InputError(f"{name} is on {array.device} and {self.name} on {self.first.device}: move one of them")

@@ -63,6 +63,8 @@ def _from_interface(array: Any, name: str) -> Array:
     shape = tuple(said["shape"])
     bytes_each = int(said["typestr"][2:])
     strides = said.get("strides")
+    if strides is not None and any(stride % bytes_each for stride in strides):
+        raise InputError(f"{name} has strides of {strides} bytes, no multiples of its elements' {bytes_each}: copy it")
     elements = _dense_strides(shape) if strides is None else tuple(stride // bytes_each for stride in strides)
     # The protocol does not name the device; DLPack, which most of its users have as well, does.
     device = int(array.__dlpack_device__()[1]) if hasattr(array, "__dlpack_device__") else 0

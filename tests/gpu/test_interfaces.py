@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -77,6 +78,31 @@ def test_two_threads_at_once() -> None:
 
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(run, (125, 197)))
+
+
+def test_a_thread_is_left_with_the_context_that_it_had(given: dict[str, Tensor]) -> None:
+    """A new thread has none: the kernels run there all the same, and leave it without."""
+    expected, y = cuda_torch.bidirectional(given, CASE, "float32"), cuda_torch.output(CASE, "float32")
+    arrays, driver = [given[n] for n in cuda_torch.SCAN_NAMES], ctypes.CDLL("libcuda.so.1")
+    torch.cuda.synchronize()
+
+    def contexts() -> list[int | None]:
+        seen = []
+        for call in range(3):
+            if call:
+                cuda.bidirectional_selective_scan(*arrays, out=y)
+            context = ctypes.c_void_p()
+            assert driver.cuCtxGetCurrent(ctypes.byref(context)) == 0
+            seen.append(context.value)
+        return seen
+
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(contexts).result() == [None, None, None]
+    torch.cuda.synchronize()
+    assert torch.equal(y, expected)
+    here, *after = contexts()
+    assert here is not None
+    assert after == [here, here]
 
 
 class OnlyInterface:

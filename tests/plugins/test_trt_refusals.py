@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+import json
+import math
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -115,6 +118,64 @@ def test_profiles_that_do_not_fit_each_other(driver: Driver) -> None:
 )
 def test_shapes_of_the_convolution(driver: Driver, name: str, shape: tuple[int, ...], message: str) -> None:
     refused(driver, OP_CONV, "getOutputShapes", message, **{name: shape})
+
+
+#: Sizes that no test means well with.
+WILD = (0, 1, 2, 3, 5, 2**30, 2**30 + 1, 2**31, 2**32, 2**40, 2**59, 2**62, 2**63 - 1)
+
+
+def extent(axis: str, sizes: dict[str, int]) -> int:
+    """What the table's words say an axis is, read by other code, in numbers without an end."""
+    parts = (re.fullmatch(r"(\d*)([A-Z]*)", part) for part in axis.rstrip("+").split("+"))
+    return sum(int(p[1] or 1) * math.prod(sizes[letter] for letter in p[2]) for p in parts if p)
+
+
+def fits(axes: list[list[str]], shapes: list[list[int]]) -> bool:
+    if any(len(names) != len(shape) for names, shape in zip(axes, shapes, strict=True)):
+        return False
+    pairs = [pair for names, shape in zip(axes, shapes, strict=True) for pair in zip(names, shape, strict=True)]
+    sizes: dict[str, int] = {}
+    for name, size in pairs:
+        if name in set("BLCNRW"):
+            sizes.setdefault(name, size)
+    if any(not {"B": 0, "W": 2}.get(k, 1) <= v <= {"W": 4}.get(k, 2**30) for k, v in sizes.items()):
+        return False
+    return all(
+        size >= extent(name, sizes) if name.endswith("+") else size == extent(name, sizes) for name, size in pairs
+    )
+
+
+@pytest.mark.parametrize("op", OP_INPUTS)
+def test_any_shapes(driver: Driver, op: str) -> None:
+    """What fits is taken and what does not is refused, at whatever size: nothing overflows on the way."""
+    describe = driver.exported("mscope_trt_describe")
+    describe.restype = ctypes.c_char_p
+    (row,) = (row for row in json.loads(describe())["ops"] if row["name"] == op)
+    axes = [tensor["shape"].split() for tensor in row["inputs"]]
+    inputs, outputs = tensors(op)
+    draw, taken = np.random.default_rng(1), 0
+    for _ in range(2000):
+        sizes = {"B": 2, "L": 10, "C": 6, "N": 16, "R": 12, "W": 4}
+        if draw.random() < 0.5:
+            sizes[str(draw.choice(list(sizes)))] = int(draw.choice(WILD))
+        shapes = [[min(extent(axis, sizes), 2**63 - 1) for axis in names] for names in axes]
+        for _ in range(draw.integers(0, 3)):
+            shape = shapes[draw.integers(len(shapes))]
+            if draw.random() < 0.1:
+                shape[:] = [int(draw.choice(WILD)) for _ in range(draw.integers(1, 9))]
+            else:
+                shape[draw.integers(len(shape))] = int(draw.choice(WILD))
+        plugin = driver.create(op)
+        try:
+            changed = [replace(tensor, shape=tuple(shape)) for tensor, shape in zip(inputs, shapes, strict=True)]
+            driver.build(plugin, changed, outputs)
+            accepted = True
+        except Refused as refusal:  # by the plugin, not for the driver's outputs, which are of other sizes
+            accepted = f"{refusal.step}: " not in refusal.log
+        driver.destroy(plugin)
+        assert accepted == fits(axes, shapes), shapes
+        taken += accepted
+    assert 400 < taken < 1600
 
 
 def test_a_size_that_is_unknown_when_the_op_runs(driver: Driver) -> None:

@@ -223,8 +223,13 @@ EXPORT int driver_build(IPluginV3* plugin, const DriverTensor* inputs, int32_t i
       if (known != all[input_count + i].desc.dims.d[axis]) return 3;
     }
   }
-  for (int32_t position = 0; position < input_count + output_count; ++position)
-    if (!build->supportsFormatCombination(position, all.data(), input_count, output_count)) return 4;
+  for (int32_t position = 0; position < input_count + output_count; ++position) {
+    // "The override should not inspect inOut[pos + 1 ..], which will have invalid values."
+    std::vector<DynamicPluginTensorDesc> so_far(all);
+    for (size_t later = position + 1; later < so_far.size(); ++later)
+      std::memset(static_cast<void*>(&so_far[later]), 0xa5, sizeof so_far[later]);
+    if (!build->supportsFormatCombination(position, so_far.data(), input_count, output_count)) return 4;
+  }
   if (build->configurePlugin(all.data(), input_count, all.data() + input_count, output_count) != 0) return 5;
   *workspace = static_cast<int64_t>(
       build->getWorkspaceSize(all.data(), input_count, all.data() + input_count, output_count));

@@ -100,6 +100,7 @@ def test_nothing_is_there(bare: FakeHost) -> None:
         (nvidia.probe_jetpack, "missing"),
         (software.probe_onnxruntime, "broken"),
         (software.probe_export, "missing"),
+        (software.probe_polygraphy, "missing"),
         (software.probe_video, "missing"),
         (system.probe_memory, "warning"),
         (system.probe_power, "ok"),
@@ -119,6 +120,13 @@ def test_video_and_the_cameras_that_are_here(bare: FakeHost) -> None:
     put(bare, "/dev/video2")
     found = software.probe_video(dataclasses.replace(bare, packages={"av": "18.1.0"}))
     assert found == Finding("video", "ok", "PyAV 18.1.0; cameras: camera:0, camera:2")
+
+
+def test_polygraphy_and_whether_it_is_new_enough(bare: FakeHost) -> None:
+    for version, level in (("0.49.26", "broken"), ("0.53.4", "ok"), ("0.54.0", "ok")):
+        found = software.probe_polygraphy(dataclasses.replace(bare, packages={"polygraphy": version}))
+        assert (found.level, version in found.detail) == (level, True)
+        assert found.mend == ("" if level == "ok" else "pip install 'polygraphy>=0.53.4'")
 
 
 def test_driver(bare: FakeHost) -> None:

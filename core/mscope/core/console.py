@@ -21,8 +21,8 @@ EXIT_INTERRUPTED = 130
 _DISTRIBUTION = "mambascope-deploy"
 # Optional packages by the name that is imported, and the extra of this distribution that brings each.
 EXTRAS = {
-    "torch": "export", "onnx": "export", "onnxscript": "export", "safetensors": "export", "sklearn": "calib",
-    "matplotlib": "calib", "av": "video",
+    "torch": "export", "onnx": "export", "onnxscript": "export", "safetensors": "export", "polygraphy": "export",
+    "sklearn": "calib", "matplotlib": "calib", "av": "video",
 }  # fmt: skip
 
 

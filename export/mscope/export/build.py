@@ -18,6 +18,7 @@ from mscope.core.contract import Stage, graphs
 from mscope.core.cost import Cost, break_even_exit_rate, describe_break_even, parameter_count, stage_cost
 from mscope.core.geometry import token_counts
 from mscope.core.manifest import Baseline, Manifest, Parity, StageRecord, Variant, Weights
+from mscope.export.comparison import check_comparator
 from mscope.export.defaults import labels_for, preprocessing_for
 from mscope.export.engine.plan import plan_engines
 from mscope.export.extend import Derive, Progress
@@ -90,6 +91,8 @@ def build_bundle(options: BuildOptions, progress: Progress | None = None, derive
     if options.eta is not None:
         check_eta(options.eta)
     steps = VariantSteps(plan_engines(options.engines), options.precisions, tuple(derive))
+    if options.parity and steps.any:
+        check_comparator()
     labels = labels_for(options.config, options.labels)
     preprocessing = preprocessing_for(options.config)
     seconds: dict[str, float] = {}

@@ -10,6 +10,7 @@ from typing import Any
 
 from mscope.core.bundle import load_manifest, revising_bundle, write_manifest
 from mscope.core.manifest import Manifest, Precision
+from mscope.export.comparison import check_comparator
 from mscope.export.engine.plan import plan_engines
 from mscope.export.engine.wish import EngineWish
 from mscope.export.extend import Derive, Progress
@@ -73,6 +74,8 @@ def revise_bundle(
         BundleError, InputError, BackendError, ParityError: as `build_bundle`.
     """
     start = time.perf_counter()
+    if parity:
+        check_comparator()
     steps = VariantSteps(plan_engines(engines or EngineWish()), precisions, tuple(derive))
     with revising_bundle(folder) as (work, manifest):
         revised = steps.run(work, manifest, progress)

@@ -7,10 +7,9 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
-import numpy.typing as npt
 
 from mscope.core.cascade import select_regions
 from mscope.core.contract import Stage, graphs
@@ -20,29 +19,13 @@ from mscope.core.geometry import coarse_grid, regions_refined
 from mscope.core.manifest import Manifest, Precision, VariantParity
 from mscope.export.agreement import compare_exits, compare_selected
 from mscope.export.bounds import COSINE, is_judged, tolerance
+from mscope.export.comparison import Distance, compare_outputs
 from mscope.export.reference import Floats, Reference, Regions
 from mscope.plugins import find
 from mscope.runtime.backends.base import Arrays, Kernel, Runner
 from mscope.runtime.backends.registry import BACKENDS, Entry, RunnerOptions
 
 _BATCHES = (1, 2, 3)
-
-
-@dataclass(frozen=True)
-class Distance:
-    """How far an output is from the reference's.
-
-    Attributes:
-        max_abs: largest absolute difference.
-        relative: that over the largest value of the reference.
-        cosine: of each image's output with the reference's, the smallest.
-        tolerance: what the precision explains; None where probes do not judge it (mscope.export.bounds.is_judged).
-    """
-
-    max_abs: float
-    relative: float
-    cosine: float
-    tolerance: float | None
 
 
 @dataclass
@@ -179,13 +162,17 @@ def _compare(
     report.images = len(next(iter(got.values())))
     images, expected = images[: report.images], {name: value[: report.images] for name, value in expected.items()}
     first: Stage = "full" if manifest.config.arch == "vim" else "coarse"
-    for name in [name for name in expected if name in got]:
-        _note(report, manifest, first, name, got[name], expected[name])
-    _note_top1(report, first, got["logits"], expected["logits"])
+    outputs = {f"{first}.{name}": (got[name], expected[name]) for name in expected if name in got}
     if regions is not None:
-        wanted = reference.fine(images, expected, regions)
-        _note(report, manifest, "fine", "logits", got["fine"], wanted)
-        _note_top1(report, "fine", got["fine"], wanted)
+        outputs["fine.logits"] = got["fine"], reference.fine(images, expected, regions)
+    report.outputs = compare_outputs(
+        outputs, lambda name, scale: tolerance(manifest.config, _stage_of(name), precision, scale)
+    )
+    _judge(report, manifest)
+    for name, (ours, theirs) in outputs.items():
+        if name.endswith(".logits"):
+            report.top1_agreement[_stage_of(name)] = float((ours.argmax(axis=1) == theirs.argmax(axis=1)).mean())
+    if regions is not None:
         _note_decisions(report, manifest, got["logits"], expected, regions)
     return report
 
@@ -262,36 +249,21 @@ def _parts(images: Floats, batch: tuple[int, int]) -> list[Floats]:
     return parts
 
 
-def _note(
-    report: VariantReport,
-    manifest: Manifest,
-    stage: Stage,
-    name: str,
-    got: npt.NDArray[Any],
-    expected: npt.NDArray[Any],
-) -> None:
-    distance = measure(got, expected, lambda scale: tolerance(manifest.config, stage, report.precision, scale))
-    report.outputs[f"{stage}.{name}"] = distance
-    if distance.tolerance is not None and not distance.max_abs <= distance.tolerance:
-        report.problems.append(
-            f"{stage} {name} differ by {distance.max_abs:.2g}, {report.precision} explains {distance.tolerance:.2g}"
-        )
-    least = COSINE.get(report.precision) if is_judged(manifest.config, report.precision) else None
-    if name == "logits" and least is not None and not distance.cosine >= least:
-        report.problems.append(f"{stage} logits have cosine {distance.cosine:.4f}, expected {least}")
+def _stage_of(name: str) -> Stage:
+    return cast(Stage, name.partition(".")[0])
 
 
-def measure(got: npt.NDArray[Any], expected: npt.NDArray[Any], bound: Any) -> Distance:
-    """Distance of two arrays (n, ...); `bound` gives the tolerance for the largest value of `expected`."""
-    a, b = got.astype(np.float64).reshape(len(got), -1), expected.astype(np.float64).reshape(len(expected), -1)
-    largest, scale = float(np.abs(a - b).max()), float(np.abs(b).max())
-    lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
-    cosines = np.where(lengths > 0, (a * b).sum(axis=1) / np.where(lengths > 0, lengths, 1), (a == b).all(axis=1))
-    return Distance(largest, largest / scale if scale else largest, float(cosines.min()), bound(scale))
-
-
-def _note_top1(report: VariantReport, stage: Stage, got: Floats, expected: Floats) -> None:
-    report.top1_agreement[stage] = float((got.argmax(axis=1) == expected.argmax(axis=1)).mean())
+def _judge(report: VariantReport, manifest: Manifest) -> None:
+    """Notes every output that is beyond what the precision explains; NaN is."""
+    for name, distance in report.outputs.items():
+        told = name.replace(".", " ")
+        if distance.tolerance is not None and not distance.max_abs <= distance.tolerance:
+            report.problems.append(
+                f"{told} differ by {distance.max_abs:.2g}, {report.precision} explains {distance.tolerance:.2g}"
+            )
+        least = COSINE.get(report.precision) if is_judged(manifest.config, report.precision) else None
+        if name.endswith(".logits") and least is not None and not distance.cosine >= least:
+            report.problems.append(f"{told} have cosine {distance.cosine:.4f}, expected {least}")
 
 
 def _note_decisions(

@@ -17,6 +17,7 @@ from mscope.core.contract import Stage
 from mscope.core.errors import InputError, ParityError
 from mscope.core.geometry import coarse_grid, regions_refined
 from mscope.core.manifest import Manifest, Parity
+from mscope.export.comparison import check_comparator
 from mscope.export.extend import Progress
 from mscope.export.passes.mixers import load_split
 from mscope.export.precision.derive import fp32_file
@@ -115,9 +116,11 @@ def verify(
 
     Raises:
         BundleError: damaged. InputError: other weights than the bundle's, or a picture that cannot be read.
-        ParityError: the fp32 graphs are not the model. What variants do wrong is in the result, not raised.
+        MscopeError: Polygraphy is not installed. ParityError: the fp32 graphs are not the model. What variants do wrong
+            is in the result, not raised.
     """
     manifest = load_manifest(folder)
+    check_comparator()
     tell = progress or (lambda text: None)
     files: dict[Stage, Path] = {stage: folder / fp32_file(manifest, stage) for stage in manifest.stages}
     given = _given(manifest, pictures)

@@ -22,6 +22,7 @@ from mscope.runtime.doctor.software import (
     probe_library,
     probe_native_ops,
     probe_onnxruntime,
+    probe_polygraphy,
     probe_video,
 )
 from mscope.runtime.doctor.system import probe_bundle, probe_disk, probe_memory, probe_power, probe_python
@@ -72,6 +73,7 @@ PROBES: dict[str, Probe] = {
     "ONNX Runtime": probe_onnxruntime,
     "native ops": probe_native_ops,
     "export": probe_export,
+    "Polygraphy": probe_polygraphy,
     "video": probe_video,
     "CUDA driver": probe_driver,
     "CUDA toolkit": probe_toolkit,

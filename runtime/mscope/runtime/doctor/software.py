@@ -10,6 +10,8 @@ from mscope.core.errors import BackendError
 from mscope.runtime.doctor.finding import Finding
 from mscope.runtime.doctor.host import Host, numbers_of
 
+# The first of its releases with a class for each measure, several of them in one comparison.
+OLDEST_POLYGRAPHY = "0.53.4"
 _NUMPY_2 = (1, 19)  # the first ONNX Runtime that takes numpy 2
 
 
@@ -99,6 +101,17 @@ def probe_export(host: Host) -> Finding:
             "pip install 'mambascope-deploy[export]'",
         )
     return Finding("export", "ok", ", ".join(f"{package} {version}" for package, version in versions.items()))
+
+
+def probe_polygraphy(host: Host) -> Finding:
+    """Polygraphy, which compares variants where they are verified or built, also on a device without PyTorch."""
+    version = host.version("polygraphy")
+    mend = f"pip install 'polygraphy>={OLDEST_POLYGRAPHY}'"
+    if version is None:
+        return Finding("Polygraphy", "missing", "not installed: variants can be built, not compared", mend)
+    if numbers_of(version) < numbers_of(OLDEST_POLYGRAPHY):
+        return Finding("Polygraphy", "broken", f"{version} is too old to compare variants", mend)
+    return Finding("Polygraphy", "ok", version)
 
 
 def probe_video(host: Host) -> Finding:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +24,8 @@ from mscope.export.engine.worker import take_memory_from_user
 from mscope.export.info import info_from_bundle
 from mscope.export.options import BuildOptions
 from mscope.export.revise import revise_bundle
+from mscope.export.verification import verify
+from mscope.plugins import build_trt, trt
 from mscope.plugins.trt_source import source_folder
 
 pytest.importorskip("tensorrt_rtx", reason="pip install tensorrt-rtx")
@@ -198,3 +203,31 @@ def test_a_reduced_vim_is_compiled_with_the_plugin(
     proof = build_bundle(options).steps.engine_proofs["full.fp16.tensorrt-rtx.engine"]
     assert proof.ops_by_plugin == ops
     assert proof.proved == proof.products
+
+
+def test_polygraphy_builds_engines_with_the_plugin(digits: tuple[Path, Any, Any], tmp_path: Path) -> None:
+    """By the lines of `verify --polygraphy`, as a shell runs them, up to the driver that a machine without GPU lacks.
+
+    TensorRT-RTX besides needs the name under which its parser opens it, and polygraphy to be told of it.
+    """
+    lines = verify(digits[0], polygraphy=tmp_path / "files").polygraphy
+    assert len(lines) == 4
+    environment = os.environ | {
+        "POLYGRAPHY_USE_TENSORRT_RTX": "1",
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
+        "PYTHONPATH": os.pathsep.join(map(str, sys.path)),
+    }
+
+    def run(line: str) -> str:
+        with_name = line.replace("--plugins", f"--plugins {build_trt.rtx_name_path(trt.library_path())}")
+        done = subprocess.run(with_name, shell=True, env=environment, capture_output=True, text=True, check=False)
+        return done.stdout + done.stderr
+
+    for line in lines:
+        said = run(line)
+        assert "Finished engine building" in said, said
+        assert "Plugin not found" not in said
+    # What the line has, and why: polygraphy opens the library and does not register it, and before TensorRT's.
+    assert "Plugin not found" in run(lines[0].removeprefix("MSCOPE_TRT_REGISTER=1 "))
+    assert "libtensorrt_rtx.so" in (said := run(lines[0].replace("--profiling-verbosity detailed ", "")))
+    assert "Finished engine building" not in said

@@ -45,6 +45,7 @@ app.command(
         "mscope-export verify",
         "mscope-export verify bundles/s --weights vim_s.pth --json",
         "mscope-export verify bundles/ti --images photos --layers",
+        "mscope-export verify bundles/ti --polygraphy polygraphy-ti",
     ),
 )(verify)
 app.command(

@@ -20,11 +20,12 @@ from mscope.core.manifest import Manifest, Parity
 from mscope.export.comparison import check_comparator
 from mscope.export.extend import Progress
 from mscope.export.passes.mixers import load_split
+from mscope.export.polygraphy_files import check_target, write_polygraphy_files
 from mscope.export.precision.derive import fp32_file
 from mscope.export.precision.drift import Step, drift, first_drift
 from mscope.export.precision.ranges import Range, ranges_of
 from mscope.export.probes import adversarial_images, probe_images
-from mscope.export.reference import Floats, GraphReference, Reference, TorchReference
+from mscope.export.reference import Floats, GraphReference, Reference, Regions, TorchReference
 from mscope.export.variants import VariantReport, compare_variants
 from mscope.runtime.backends.base import Arrays
 
@@ -46,6 +47,7 @@ class Verification:
         variants: one for each way to run a variant here, and for each that cannot.
         ranges: where there are fp16 files: the largest values that they must hold, over probes, extremes and pictures.
         drift: with `layers`: by file, every value on the way through the graph.
+        polygraphy: with a folder for Polygraphy: the command lines that run its files.
     """
 
     folder: Path
@@ -56,6 +58,7 @@ class Verification:
     variants: list[VariantReport] = field(default_factory=list)
     ranges: list[Range] = field(default_factory=list)
     drift: dict[str, list[Step]] = field(default_factory=dict)
+    polygraphy: list[str] = field(default_factory=list)
 
     @property
     def problems(self) -> list[str]:
@@ -84,6 +87,7 @@ class Verification:
                 }
                 for name, steps in self.drift.items()
             },
+            "polygraphy": self.polygraphy,
             "problems": self.problems,
         }
 
@@ -103,6 +107,7 @@ def verify(
     pictures: Sequence[str] = (),
     *,
     layers: bool = False,
+    polygraphy: Path | None = None,
     progress: Progress | None = None,
 ) -> Verification:
     """Checks a bundle's files, its fp32 graphs against PyTorch in float64, and every variant against fp32.
@@ -112,10 +117,12 @@ def verify(
         weights: the checkpoint that it was built from, where it was built from one (see `weights_of_bundle`).
         pictures: files, folders, globs or .npy tensors to compare on beside the probes; 64 at most.
         layers: also compare every ONNX variant step by step.
+        polygraphy: a new folder to write what Polygraphy runs on a device with TensorRT.
         progress: called with a few words at each step.
 
     Raises:
-        BundleError: damaged. InputError: other weights than the bundle's, or a picture that cannot be read.
+        BundleError: damaged. InputError: other weights than the bundle's, a picture that cannot be read, or a folder
+            that is not empty.
         MscopeError: Polygraphy is not installed. ParityError: the fp32 graphs are not the model. What variants do wrong
             is in the result, not raised.
     """
@@ -124,6 +131,8 @@ def verify(
     tell = progress or (lambda text: None)
     files: dict[Stage, Path] = {stage: folder / fp32_file(manifest, stage) for stage in manifest.stages}
     given = _given(manifest, pictures)
+    if polygraphy is not None:
+        check_target(polygraphy, manifest.config, _PROBES + len(given))
     parity: Parity | None = None
     reference: Reference = GraphReference(manifest.config, files)
     if importlib.util.find_spec("torch") is not None:
@@ -149,6 +158,9 @@ def verify(
         recipe = manifest.preprocessing
         extremes = adversarial_images(manifest.config, recipe.mean, recipe.std)
         report.ranges = _ranges(manifest, files, reference, np.concatenate([images, extremes]))
+    if polygraphy is not None:
+        tell("writing the files for Polygraphy")
+        report.polygraphy = _hand_over(polygraphy, folder, manifest, reference, images)
     if layers:
         report.drift = _drift(folder, manifest, files, reference, images[:_DRIFT_IMAGES], tell)
     return report
@@ -170,16 +182,31 @@ def _given(manifest: Manifest, pictures: Sequence[str]) -> Floats:
     return rows
 
 
-def feeds_of(manifest: Manifest, reference: Reference, images: Floats) -> dict[Stage, Arrays]:
-    """What each stage's graph takes for these images, every one refined as the reference would."""
+def feeds_of(
+    manifest: Manifest, reference: Reference, images: Floats, first: Arrays | None = None
+) -> dict[Stage, Arrays]:
+    """What each stage's graph takes for these images, every one refined as the reference would.
+
+    `first` are `reference.first`'s outputs, where they are there already.
+    """
     if manifest.config.arch == "vim":
         return {"full": {"image": images}}
-    first = reference.first(images)
+    first = reference.first(images) if first is None else first
     count = regions_refined(manifest.config.alpha, coarse_grid(manifest.config).count)
     selected, remaining = select_regions(first["importance"], count)
     handed_on = {name: first[name] for name in ("features", "embeddings")}
     fine: Arrays = {"image": images, "selected": selected, "remaining": remaining, **handed_on}
     return {"coarse": {"image": images}, "fine": fine}
+
+
+def _hand_over(target: Path, folder: Path, manifest: Manifest, reference: Reference, images: Floats) -> list[str]:
+    first = reference.first(images)
+    feeds = feeds_of(manifest, reference, images, first)
+    outputs: dict[Stage, Arrays] = {next(iter(feeds)): first}
+    if "fine" in feeds:
+        regions = Regions(feeds["fine"]["selected"], feeds["fine"]["remaining"])
+        outputs["fine"] = {"logits": reference.fine(images, first, regions)}
+    return write_polygraphy_files(target, folder, manifest, feeds, outputs, reference.name)
 
 
 def _ranges(manifest: Manifest, files: dict[Stage, Path], reference: Reference, images: Floats) -> list[Range]:

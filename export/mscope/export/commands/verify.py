@@ -27,6 +27,15 @@ def verify(
         typer.Option(help="Pictures to compare on beside the probes: file, folder, glob, .npy.", show_default=False),
     ] = None,
     layers: Annotated[bool, typer.Option("--layers", help="Find the first layer of a variant that drifts.")] = False,
+    polygraphy: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Write what NVIDIA's polygraphy runs on a device with TensorRT into this new folder: graphs, inputs, "
+            "reference outputs; and print its command lines.",
+            show_default=False,
+        ),
+    ] = None,
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
@@ -43,7 +52,7 @@ def verify(
         from mscope.export.verification import raise_problems
         from mscope.export.verification import verify as run
 
-        report = run(folder, weights, images or (), layers=layers, progress=progress)
+        report = run(folder, weights, images or (), layers=layers, polygraphy=polygraphy, progress=progress)
     if as_json:
         typer.echo(json.dumps(report.to_json(), allow_nan=False))
     else:
@@ -70,6 +79,10 @@ def _print(report: Verification) -> None:
         )
     for name, steps in report.drift.items():
         _print_drift(name, steps)
+    if report.polygraphy:
+        typer.echo("to run on a device with TensorRT and the plugin:")
+        for line in report.polygraphy:
+            typer.echo(line)
 
 
 def _print_variant(report: VariantReport) -> None:

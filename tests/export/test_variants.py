@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from mscope.core.config import ModelConfig, config_for
 from mscope.core.contract import Stage
 from mscope.core.errors import MscopeError, ParityError
 from mscope.core.manifest import Manifest, Variant
+from mscope.export import variants
 from mscope.export.bounds import ROUNDING, roundings, tolerance
 from mscope.export.build import build_bundle
 from mscope.export.extend import Derive, extend_bundle, new_file
@@ -163,6 +165,24 @@ def test_int8_is_reported_and_not_judged(bundle: Path) -> None:
     assert report.problems == []
     assert report.outputs["coarse.logits"].tolerance is None
     assert report.outputs["coarse.logits"].relative > 1e-2
+
+
+def test_an_engine_for_more_images_than_there_are(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `build --batch 8` makes them: the six probes fill no batch of eight, so that some are run twice."""
+    original = variants._runners
+
+    @contextlib.contextmanager
+    def of_eight(*arguments: Any) -> Iterator[tuple[Any, tuple[int, int]]]:
+        with original(*arguments) as (runners, _):
+            yield runners, (8, 8)
+
+    monkeypatch.setattr(variants, "_runners", of_eight)
+    report = verify(bundle)
+    raise_problems(report)
+    ran = [variant for variant in report.variants if not variant.not_run]
+    assert ran
+    for variant in ran:
+        assert (variant.images, variant.exit_flips, variant.selected_agreement) == (6, 0, 1.0)
 
 
 def failing(folder: Path, manifest: Manifest, progress: Any) -> Mapping[Stage, Variant]:

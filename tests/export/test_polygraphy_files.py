@@ -26,6 +26,7 @@ from mscope.export import polygraphy_files, verification
 from mscope.export.bounds import tolerance
 from mscope.export.build import build_bundle
 from mscope.export.cli import app
+from mscope.export.engine import plugin_onnx
 from mscope.export.extend import extend_bundle, new_file
 from mscope.export.options import BuildOptions
 from mscope.export.verification import Verification, verify
@@ -261,10 +262,10 @@ def test_as_many_images_as_the_files_may_hold(bundle: Path, tmp_path: Path, monk
 
 
 def test_a_failure_leaves_nothing(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(model: Any) -> None:
+    def full(path: Path) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(polygraphy_files, "strip_functions", full)
+    monkeypatch.setattr(plugin_onnx, "plugin_graph", full)
     with pytest.raises(OSError, match="No space left"):
         verify(bundle, polygraphy=tmp_path / "files")
     assert list(tmp_path.iterdir()) == []

@@ -12,14 +12,13 @@ from pathlib import Path
 
 import numpy as np
 
-from mscope.core.bundle import writing_folder
 from mscope.core.config import ModelConfig
 from mscope.core.contract import Stage, Tensor, graphs
 from mscope.core.errors import InputError
+from mscope.core.files import new_folder
 from mscope.core.manifest import Manifest, Precision
 from mscope.export.bounds import tolerance
-from mscope.export.engine.network import strip_functions
-from mscope.export.passes.mixers import load_split
+from mscope.export.engine.plugin_onnx import write_graphs
 from mscope.runtime.backends.base import Arrays
 
 _MOST_BYTES = 256 << 20
@@ -63,24 +62,19 @@ def write_polygraphy_files(
     from polygraphy.json import save_json
     from polygraphy.logger import G_LOGGER
 
-    lines = []
     # Its log would go to stdout.
-    with writing_folder(folder) as work, G_LOGGER.verbosity(G_LOGGER.CRITICAL):
-        for stage, record in manifest.stages.items():
+    with new_folder(folder) as work, G_LOGGER.verbosity(G_LOGGER.CRITICAL):
+        for stage in manifest.stages:
             # An iteration an image: the batch of 1 is what Polygraphy's own profile takes.
             save_json(_by_image(feeds[stage]), str(work / f"{stage}.inputs.json"))
             results = RunResults()
             results.add(_by_image(outputs[stage]), runner_name=reference)
             results.save(str(work / f"{stage}.outputs.json"))
-            for variant in record.variants:
-                if variant.backend != "onnx":
-                    continue
-                model = load_split(bundle / variant.file)
-                strip_functions(model)
-                name = Path(variant.file).with_suffix(".plugin.onnx").name
-                (work / name).write_bytes(model.SerializeToString())
-                bounds = _bounds(manifest.config, stage, variant.precision, outputs[stage])
-                lines.append(_command(folder, name, stage, bounds))
+        written = write_graphs(work, bundle, manifest)
+    lines = []
+    for graph in written:
+        bounds = _bounds(manifest.config, graph.stage, graph.precision, outputs[graph.stage])
+        lines.append(_command(folder, graph.file, graph.stage, bounds))
     return lines
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from mscope.core.bundle import load_manifest
 from mscope.core.contract import Stage
 from mscope.core.files import new_folder
-from mscope.core.manifest import Precision
+from mscope.core.manifest import Manifest, Precision
 from mscope.export.engine.network import input_shapes, plugin_graph
 from mscope.export.extend import Progress
 from mscope.plugins import build
@@ -48,15 +48,20 @@ def write_plugin_onnx(bundle: Path, out: Path, progress: Progress | None = None)
         BundleError: no bundle, or a damaged one. InputError: `out` exists and is not empty, or cannot be written.
     """
     manifest = load_manifest(bundle)
-    written = []
     with new_folder(out) as work:
-        for stage, record in manifest.stages.items():
-            for variant in record.variants:
-                if variant.backend != "onnx":
-                    continue
-                file = f"{variant.file.removesuffix('.onnx')}.plugin.onnx"
-                if progress is not None:
-                    progress(f"writing {file}")
-                (work / file).write_bytes(plugin_graph(bundle / variant.file).SerializeToString())
-                written.append(PluginOnnx(file, stage, variant.precision, input_shapes(manifest.config, stage)))
+        return write_graphs(work, bundle, manifest, progress)
+
+
+def write_graphs(work: Path, bundle: Path, manifest: Manifest, progress: Progress | None = None) -> list[PluginOnnx]:
+    """The same into a folder that is there; `manifest` is the bundle's."""
+    written = []
+    for stage, record in manifest.stages.items():
+        for variant in record.variants:
+            if variant.backend != "onnx":
+                continue
+            file = f"{variant.file.removesuffix('.onnx')}.plugin.onnx"
+            if progress is not None:
+                progress(f"writing {file}")
+            (work / file).write_bytes(plugin_graph(bundle / variant.file).SerializeToString())
+            written.append(PluginOnnx(file, stage, variant.precision, input_shapes(manifest.config, stage)))
     return written

@@ -23,7 +23,7 @@ from mscope.export.defaults import preprocessing_for
 from mscope.export.engine.wish import EngineWish
 from mscope.export.extend import new_file
 from mscope.export.options import BuildOptions, config_from_options, parse_resolution
-from mscope.export.verify import verify_bundle
+from mscope.export.verification import verify
 from mscope.model.backbone import Backbone
 from mscope.model.checkpoint import model_from_seed
 
@@ -79,14 +79,14 @@ def test_a_built_bundle_runs(built: Path) -> None:
 
 
 def test_verify_rebuilds_random_weights_from_their_seed(built: Path) -> None:
-    manifest, parity = verify_bundle(built)
-    assert manifest.weights.origin == "random"
-    assert parity == manifest.parity
+    report = verify(built)
+    assert report.manifest.weights.origin == "random"
+    assert report.parity == report.manifest.parity
 
 
 def test_verify_refuses_a_weights_file_that_is_not_needed(built: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="leave --weights out"):
-        verify_bundle(built, tmp_path / "any.pth")
+        verify(built, tmp_path / "any.pth")
 
 
 def test_verify_finds_a_changed_byte_first(built: Path, tmp_path: Path) -> None:
@@ -98,7 +98,7 @@ def test_verify_finds_a_changed_byte_first(built: Path, tmp_path: Path) -> None:
     content[-1000] ^= 1
     (copy / "fine.onnx").write_bytes(content)
     with pytest.raises(BundleError, match=r"fine\.onnx has changed"):
-        verify_bundle(copy)
+        verify(copy)
 
 
 def test_weights_from_a_file(small: Small, tmp_path: Path) -> None:
@@ -112,11 +112,10 @@ def test_weights_from_a_file(small: Small, tmp_path: Path) -> None:
     assert report.break_even is None
     assert report.warnings == ()
     with pytest.raises(InputError, match=r"name that file with --weights"):
-        verify_bundle(out)
+        verify(out)
     with pytest.raises(InputError, match=r"other\.pth is not the file"):
-        verify_bundle(out, other)
-    _, parity = verify_bundle(out, weights)
-    assert parity == report.manifest.parity
+        verify(out, other)
+    assert verify(out, weights).parity == report.manifest.parity
 
 
 def test_derived_parameters_are_named(small: Small, tmp_path: Path, quick_parity: None) -> None:

@@ -15,19 +15,22 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+import torch
 from onnx import numpy_helper
 
 from mscope.core.bundle import load_manifest, record_of, write_manifest
 from mscope.core.config import ModelConfig, config_for
 from mscope.core.contract import Stage
 from mscope.core.errors import MscopeError, ParityError
-from mscope.core.manifest import Manifest, Variant
+from mscope.core.manifest import Manifest, Temperature, Variant
 from mscope.export import variants
+from mscope.export.agreement import compare_exits
 from mscope.export.bounds import ROUNDING, roundings, tolerance
 from mscope.export.build import build_bundle
 from mscope.export.extend import Derive, extend_bundle, new_file
 from mscope.export.options import BuildOptions
 from mscope.export.passes.mixers import split_mixers
+from mscope.export.probes import probe_images
 from mscope.export.reference import GraphReference
 from mscope.export.revise import revise_bundle
 from mscope.export.variants import compare_variants
@@ -98,6 +101,28 @@ def test_verify_runs_what_can_run_and_says_what_cannot(bundle: Path) -> None:
     assert report.ranges[0].headroom > 100
     assert set(report.drift) == {"coarse.fp16.onnx", "coarse.bf16.onnx", "fine.fp16.onnx", "fine.bf16.onnx"}
     assert report.to_json()["layers"]["fine.fp16.onnx"]["first_drift"] is None
+
+
+def test_verify_compares_exits_at_the_bundle_s_temperature(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The fp32 graphs too: what is confident depends on it."""
+    manifest = load_manifest(bundle)
+    temperature = Temperature(coarse=2.5, fine=0.5)
+    write_manifest(bundle, manifest.model_copy(update={"temperature": temperature, "default_eta": 0.3}))
+    network = model_from_seed(manifest.config, 4).model.double()
+    with torch.no_grad():
+        exact = network.coarse(torch.from_numpy(probe_images(manifest.config, 6)).double()).logits.numpy()
+    compared = []
+
+    def spy(actual: Any, expected: Any, etas: tuple[float, ...], tolerance: float, **options: Any) -> float:
+        compared.append((expected, etas))
+        return compare_exits(actual, expected, etas, tolerance, **options)
+
+    monkeypatch.setattr("mscope.export.verify.compare_exits", spy)
+    raise_problems(verify(bundle))
+    assert compared
+    for logits, etas in compared:
+        np.testing.assert_allclose(logits, exact / 2.5, rtol=1e-9, atol=1e-12)
+        assert etas == (0.3,)
 
 
 def test_verify_takes_pictures(bundle: Path, tmp_path: Path) -> None:

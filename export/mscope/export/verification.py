@@ -142,7 +142,7 @@ def verify(
 
         model = weights_of_bundle(manifest, weights).model
         tell("comparing the fp32 graphs with PyTorch")
-        parity = check_parity(model, files, etas=(manifest.default_eta,))
+        parity = check_parity(model, files, etas=(manifest.default_eta,), temperature=manifest.temperature.coarse)
         reference = TorchReference(model)
     elif weights is not None:
         raise InputError(

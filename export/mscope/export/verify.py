@@ -17,15 +17,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from mscope.core.bundle import load_manifest
 from mscope.core.cascade import select_regions
 from mscope.core.contract import Stage, graph_for
 from mscope.core.errors import ParityError
 from mscope.core.geometry import coarse_grid, regions_refined
-from mscope.core.manifest import Manifest, Parity
+from mscope.core.manifest import Parity
 from mscope.export.agreement import compare_exits, compare_selected
 from mscope.export.probes import probe_images
-from mscope.export.weights import weights_of_bundle
 from mscope.model import scan
 from mscope.model.backbone import Backbone
 from mscope.model.mambascope import MambaScope
@@ -80,27 +78,6 @@ class _Reference:
                 logits = self._model.fine(self._image, self._coarse.features, self._coarse.embeddings, *regions)
             self._fine[key] = logits.double().numpy()
         return self._fine[key]
-
-
-def verify_bundle(folder: Path, weights: Path | None = None) -> tuple[Manifest, Parity]:
-    """Checks a bundle's files, then its graphs against the weights it was built from (see `weights_of_bundle`).
-
-    Raises:
-        BundleError: damaged. InputError: other weights than the bundle's. ParityError: the graphs are not the model.
-    """
-    manifest = load_manifest(folder)
-    loaded = weights_of_bundle(manifest, weights)
-    files = {stage: folder / _fp32_file(manifest, stage) for stage in manifest.stages}
-    return manifest, check_parity(
-        loaded.model, files, etas=(manifest.default_eta,), temperature=manifest.temperature.coarse
-    )
-
-
-def _fp32_file(manifest: Manifest, stage: Stage) -> str:
-    for variant in manifest.stages[stage].variants:
-        if (variant.backend, variant.precision) == ("onnx", "fp32"):
-            return variant.file
-    raise ParityError(f"stage '{stage}' has no fp32 ONNX file to compare")
 
 
 def kernels_here() -> tuple[Kernel, ...]:

@@ -60,7 +60,9 @@ def test_eta_curve_by_hand() -> None:
     assert [p.accuracy for p in points] == pytest.approx([2 / 3, 2 / 3, 1.0, 2 / 3])
     assert [p.exit_rate for p in points] == pytest.approx([1.0, 2 / 3, 1 / 3, 0.0])
     assert [p.gmacs for p in points] == pytest.approx([1.0, 2.0, 3.0, 4.0])
-    assert outputs.accuracy("coarse") == pytest.approx(2 / 3)
+    always_first = StageOutputs(coarse, fine, np.array([0, 0, 0]))
+    assert always_first.accuracy("coarse") == pytest.approx(2 / 3)
+    assert always_first.accuracy("fine") == 0.0
 
 
 def test_calibration_error_by_hand() -> None:

@@ -56,6 +56,44 @@ def test_parameters_are_those_of_the_network(size: str, arch: str, reuse: str) -
     assert parameter_count(config) == sum(parameter.numel() for parameter in build_model(config).parameters())
 
 
+# ViM-ti by hand: d = 192, 384 inner channels, 16 states, rank 12, 4 taps. In a block and for a token: in_proj and
+# out_proj, and for each direction x_proj, dt_proj, convolution and 3 for a state.
+LAYER = 3 * 192 * 384 + 2 * 384 * ((12 + 2 * 16) + 12 + 4 + 3 * 16)
+PATCH, HEAD = 16 * 16 * 3 * 192, 192 * 1000
+
+
+def test_every_stage_of_ti_by_hand() -> None:
+    cost = stage_cost(config_for("ti"))
+    assert cost.coarse * 1e9 == pytest.approx(50 * 24 * LAYER + 49 * PATCH + HEAD, rel=1e-12)
+    # 25 of 49 regions are refined; an MLP of 192 x 768 x 192 for each.
+    assert cost.fine * 1e9 == pytest.approx(125 * 24 * LAYER + 100 * PATCH + 25 * 8 * 192**2 + HEAD, rel=1e-12)
+    assert cost.full * 1e9 == pytest.approx(197 * 24 * LAYER + 196 * PATCH + HEAD, rel=1e-12)
+
+
+@pytest.mark.parametrize(("reuse", "matrices"), [("mlp", 8), ("linear", 1), ("none", 0)])
+@pytest.mark.parametrize("class_token", [False, True])
+def test_what_reuse_adds_by_hand(reuse: str, matrices: int, class_token: bool) -> None:
+    without = stage_cost(config_for("ti", reuse="none"))
+    found = stage_cost(config_for("ti", reuse=reuse, reuse_class_token=class_token))
+    assert (found.fine - without.fine) * 1e9 == pytest.approx((25 + class_token) * matrices * 192**2, abs=0.5)
+    assert (found.coarse, found.full) == (without.coarse, without.full)
+
+
+def test_merging_by_hand() -> None:
+    """Eleven steps that take eleven of 196 tokens each, after every second block; every token is compared with some."""
+    tokens, products = 196, 0
+    for _ in range(11):
+        sources, destinations = (tokens + 1) // 2, tokens // 2
+        products += 192 * (sources * destinations + destinations * 11)
+        tokens -= 11
+    trunk = sum(197 - 11 * (block // 2) for block in range(24)) * LAYER
+    full = stage_cost(config_for("ti", "vim", reduce="merge", keep=75 / 196)).full
+    assert full * 1e9 == pytest.approx(trunk + products + 196 * PATCH + HEAD, rel=1e-12)
+    pruned = stage_cost(config_for("ti", "vim", reduce="prune", keep=0.8**3)).full
+    trunk = (197 * 5 + 158 * 5 + 127 * 5 + 102 * 9) * LAYER
+    assert pruned * 1e9 == pytest.approx(trunk + 196 * PATCH + HEAD, rel=1e-12)
+
+
 def test_cost_follows_alpha_and_resolution() -> None:
     fines = [stage_cost(config_for("ti", alpha=alpha)).fine for alpha in (0.1, 0.3, 0.5, 0.7, 0.9, 1.0)]
     assert fines == sorted(fines)

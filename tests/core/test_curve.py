@@ -77,6 +77,10 @@ def test_thinning_keeps_both_ends_and_what_is_asked_for() -> None:
     assert {0, 1234, len(points) - 1} <= set(shown)
     assert shown == sorted(set(shown))
     assert points.thinned(10_000) == list(range(len(points)))
+    # Few points are all shown, however close together: 5,000 images at 0.5, then twenty of their own.
+    sure = np.concatenate([np.full(5000, 0.5), np.linspace(0.6, 0.9, 20)]).astype(np.float32)
+    few = OperatingPoints(sure, sure > 0.3, sure > 0.1)
+    assert few.thinned(30) == list(range(22)) == few.thinned(22)
 
 
 def test_calibration_error_worked_by_hand() -> None:

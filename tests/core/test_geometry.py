@@ -5,7 +5,16 @@ import numpy as np
 import pytest
 
 from mscope.core.config import config_for
-from mscope.core.geometry import Grid, class_row, coarse_grid, fine_grid, fine_indices, regions_refined, token_counts
+from mscope.core.geometry import (
+    Grid,
+    class_row,
+    coarse_grid,
+    fine_grid,
+    fine_indices,
+    regions_refined,
+    token_counts,
+    vim_name,
+)
 
 GRIDS = [Grid(1, 1), Grid(2, 2), Grid(3, 5), Grid(4, 4), Grid(7, 7), Grid(8, 3), Grid(16, 16)]
 
@@ -54,3 +63,10 @@ def test_the_paper_s_counts() -> None:
     assert token_counts(config_for("s", alpha=1.0)).fine == 197
     assert class_row(196) == 98
     assert class_row(49) == 24
+
+
+def test_what_a_vim_is_called() -> None:
+    assert vim_name(config_for("ti", "vim")) == "plain ViM"
+    assert vim_name(config_for("ti", "vim", reduce="merge", keep=1.0)) == "plain ViM"
+    assert vim_name(config_for("ti", "vim", reduce="merge", keep=0.7)) == "ViM, merged to 0.7"
+    assert vim_name(config_for("ti", "vim", reduce="prune", keep=0.5)) == "ViM, pruned to 0.5"

@@ -27,6 +27,13 @@ def test_steps_of_the_originals() -> None:
     assert block_tokens(merged)[-1] == 76
 
 
+def test_a_shallow_network_is_pruned_where_a_block_follows() -> None:
+    """The originals' 5, 10 and 15 of 24, scaled: 0.6, 1.2, 1.9 of 3 blocks, and 0.2, 0.4, 0.6 of one."""
+    assert default_blocks("prune", 3) == (1, 2)
+    assert default_blocks("prune", 2) == (1,)
+    assert default_blocks("prune", 1) == ()
+
+
 @pytest.mark.parametrize("steps", ["ratio", "count"])
 @pytest.mark.parametrize("keep", [0.03, 0.07, 0.3, 0.5, 0.9, 0.99])
 def test_what_is_left_after_the_last_step_follows_from_keep_alone(steps: Any, keep: float) -> None:

@@ -17,12 +17,16 @@ import fakes
 from labelled import write_class_folders
 from mscope.calib import outputs as module
 from mscope.calib.dataset import Dataset, open_dataset
-from mscope.calib.outputs import Outputs, collect_outputs, stored_chunks
+from mscope.calib.outputs import Outputs, collect_outputs
 from mscope.core.cascade import select_regions
 from mscope.core.errors import InputError
 from mscope.runtime import Scope
 
 IMAGES = 23
+
+
+def stored_chunks(folder: Path) -> int:
+    return len(list(folder.glob("[0-9]*.npz")))
 
 
 @pytest.fixture(autouse=True)

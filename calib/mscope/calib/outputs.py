@@ -161,11 +161,6 @@ def collect_outputs(
     return Outputs(skipped=tuple(skipped), **arrays)
 
 
-def stored_chunks(folder: Path) -> int:
-    """Complete files of outputs in the folder."""
-    return len(list(folder.glob("[0-9]*.npz")))
-
-
 def _claim(folder: Path, key: dict[str, Any]) -> None:
     """Makes the folder the place of the outputs of `key`, or raises InputError if it is another's."""
     writable_folder(folder)

@@ -37,6 +37,7 @@ _FORMATS: dict[EightBit, _Format] = {
     # E4M3 without infinities. The types came with opset 19, which changed nothing else that these graphs use.
     "fp8": _Format(TensorProto.FLOAT8E4M3FN, 448.0, False, 19),
 }
+_QUANTIZED = ":quantized"
 
 
 def quantized(
@@ -80,19 +81,6 @@ def quantized(
 def scale_for(limit: float, precision: EightBit) -> float:
     """The scale that spreads 8 bits over [-limit, limit]; 1 for a tensor that is always zero, whose values stay 0."""
     return limit / _FORMATS[precision].largest if limit > 0 else 1.0
-
-
-def quantized_groups(model: onnx.ModelProto) -> tuple[str, ...]:
-    """The weights of a graph that are stored in 8 bits, for reports and tests."""
-    kinds = {form.element for form in _FORMATS.values()}
-    return tuple(
-        tensor.name.removesuffix(_QUANTIZED)
-        for tensor in model.graph.initializer
-        if tensor.data_type in kinds and tensor.name.endswith(_QUANTIZED)
-    )
-
-
-_QUANTIZED = ":quantized"
 
 
 class _Writer:

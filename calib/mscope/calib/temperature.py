@@ -55,12 +55,3 @@ def fit_temperature(logits: npt.NDArray[np.float32], labels: npt.NDArray[np.int6
             return 1 / following
         beta = following
     return 1 / beta
-
-
-def negative_log_likelihood(
-    logits: npt.NDArray[np.float32], labels: npt.NDArray[np.int64], temperature: float = 1.0
-) -> float:
-    """Mean -log softmax(logits / temperature)[label], in nats."""
-    scaled = logits.astype(np.float64) / temperature
-    scaled -= scaled.max(axis=1, keepdims=True)
-    return float((np.log(np.exp(scaled).sum(axis=1)) - scaled[np.arange(len(labels)), labels]).mean())

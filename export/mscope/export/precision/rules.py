@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import onnx
 from onnx import TensorProto
 
@@ -11,7 +9,6 @@ from mscope.core.contract import OP_BIDIRECTIONAL_SCAN, OP_CONV, OP_DOMAIN, OP_S
 from mscope.core.errors import InputError
 from mscope.export.translations import OP_INPUTS
 
-TypedPrecision = Literal["fp16", "bf16"]
 TYPED: dict[str, int] = {"fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
 FLOATS = frozenset({TensorProto.FLOAT, *TYPED.values()})
 # The largest finite value of each type.

@@ -16,11 +16,6 @@ def bucket_of(rows: int, smallest: int, largest: int) -> int:
     return max(smallest, min(largest, 1 << (rows - 1).bit_length()))
 
 
-def buckets(smallest: int, largest: int) -> tuple[int, ...]:
-    """Every bucket, ascending."""
-    return tuple(sorted({bucket_of(rows, smallest, largest) for rows in range(1, largest + 1)}))
-
-
 def runs(rows: Sequence[int]) -> Iterator[tuple[int, int, int]]:
     """Ascending row numbers as (first source row, first target row, how many), one for each unbroken stretch."""
     start = 0

@@ -7,7 +7,6 @@ the device. docs/prediction.md says what is counted and how far it was checked.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -232,8 +231,3 @@ def _cpu_costs(work: Work, device: Cpu, good: bool, threads: int) -> dict[str, f
 
 def _end(values: Range, good: bool) -> float:
     return values.best if good else values.worst
-
-
-def macs_of(work: Sequence[Work]) -> int:
-    """Multiply-accumulates of all products."""
-    return round(sum(entry.times * entry.macs for entry in work))

@@ -5,14 +5,19 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from mscope.calib.calibrate import calibrate, smoothed_models
 from mscope.calib.chain import opened
+from mscope.calib.quantize import quantized
 from mscope.calib.sites import find_sites
 from mscope.calib.smooth import exponents_for, smoothed, smoothing_exponents
 from mscope.core.config import config_for
 from mscope.core.errors import InputError
+from mscope.export.to_onnx import onnx_from_model
+from mscope.model.checkpoint import model_from_seed
+from mscope.model.mambascope import MambaScope
 
 CONFIG = config_for("digits")
 
@@ -60,6 +65,27 @@ def test_a_norm_that_feeds_more_than_one_product_is_left_alone(digits_models: di
         head = next(site for site in find_sites(model) if site.group == "head")
         assert head.norm is None, "norm_f also makes the features"
         assert {site.norm.weight for site in find_sites(model) if site.norm} >= {"layers.0.norm.weight"}
+
+
+def test_a_norm_that_makes_two_tensors_is_left_alone() -> None:
+    """With reuse_class_token its MLP runs twice: factors of both would be folded into the one norm."""
+    config = config_for("digits", reuse_class_token=True, depth=1)
+    network = model_from_seed(config, 1).model
+    assert isinstance(network, MambaScope)
+    assert network.reuse is not None
+    with torch.no_grad():
+        network.reuse.norm.weight.copy_(torch.exp2(torch.arange(config.d_model) % 7 - 3.0))
+    models: dict[Any, onnx.ModelProto] = {stage: onnx_from_model(network, stage) for stage in ("coarse", "fine")}
+    pictures = np.random.default_rng(2).standard_normal((3, 1, 64, 64)).astype(np.float32)
+    seen = calibrate(config, models, lambda: [pictures], "percentile", 0.5)
+    assert seen.stages["fine"].exponents.keys() == {"layers.0/norm/Mul"}
+    with opened(config, models) as plain, opened(config, smoothed_models(models, seen.stages)) as smooth:
+        assert np.array_equal(smooth.run(pictures)["fine"]["logits"], plain.run(pictures)["fine"]["logits"])
+    # Its matrices are stored once for both.
+    int8 = quantized(models["fine"], "int8", seen.stages["fine"].limits)
+    onnx.checker.check_model(int8)
+    reads = [name for node in int8.graph.node for name in node.input]
+    assert (reads.count("reuse.fc1.weight:quantized"), reads.count("reuse.fc1.weight:dq")) == (1, 2)
 
 
 def layer_norm_model(width: int = 4, outputs: int = 3) -> onnx.ModelProto:

@@ -8,6 +8,7 @@ import onnx.parser
 from onnx import numpy_helper
 from onnx.reference import ReferenceEvaluator
 
+from mscope.export.passes import clean
 from mscope.export.passes.constants import fold_constants
 from mscope.export.passes.dead import remove_dead
 from mscope.export.passes.duplicates import merge_duplicates
@@ -53,6 +54,18 @@ def test_a_weight_that_is_also_read_itself_keeps_its_name() -> None:
     assert set(values) == {"model.weight", "model.weight.2"}
     np.testing.assert_array_equal(values["model.weight"], [[1, 2], [3, 4]])
     assert model.graph.node[0].input[1] == "model.weight.2"
+
+
+def test_a_weight_of_two_products_is_stored_once() -> None:
+    model = parse("""g (float[b, 2] x) => (float[b, 2] y)
+        <float[2, 2] weight = {1, 2, 3, 4}>
+        { one = Transpose<perm = [1, 0]>(weight) z = MatMul(x, one)
+          two = Transpose<perm = [1, 0]>(weight) y = MatMul(z, two) }""")
+    model.graph.initializer[0].name = model.graph.node[0].input[0] = model.graph.node[2].input[0] = "model.weight"
+    clean(model)
+    assert [node.input[1] for node in model.graph.node] == ["weight", "weight"]
+    (tensor,) = model.graph.initializer
+    np.testing.assert_array_equal(numpy_helper.to_array(tensor), [[1, 3], [2, 4]])
 
 
 def test_equal_numbers_are_merged_and_equal_weights_are_not() -> None:

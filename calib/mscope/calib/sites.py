@@ -12,7 +12,7 @@ from onnx import TensorProto
 
 @dataclass(frozen=True)
 class Norm:
-    """The norm whose output a product reads and nothing else does: smoothing folds into its parameters.
+    """The norm whose output a product reads and nothing else does: smoothing folds into its parameters, used once.
 
     Attributes:
         weight: the initializer that multiplies the normalised value, (D,).
@@ -71,6 +71,9 @@ def find_sites(model: onnx.ModelProto) -> tuple[Site, ...]:
             continue
         activation, weight = node.input[0], node.input[1]
         norm = _norm_of(producers.get(activation), model) if readers[activation] == 1 else None
+        # A weight of two products, or a norm of two tensors, would be scaled for each of them.
+        if norm is not None and not readers[weight] == readers[norm.weight] == 1:
+            norm = None
         axis = 0 if node.op_type == "Gemm" else len(matrices[weight].dims) - 1
         found.append(Site(_group_of(weight), node.name, activation, weight, axis, norm))
     return tuple(found)

@@ -22,10 +22,11 @@ _log = logging.getLogger(__name__)
 # Removing an identity can make a node foldable and the other way round, hence rounds; three settled every graph tried.
 _SIMPLIFICATIONS: tuple[Pass, ...] = (
     remove_identities,
+    # Before folding, so that a weight that two products read is stored once.
+    merge_duplicates,
     fold_constants,
     make_reshapes_static,
     fold_reciprocal,
-    merge_duplicates,
     remove_dead,
 )
 _MAX_ROUNDS = 8

@@ -84,6 +84,9 @@ def test_levels_and_warnings() -> None:
     assert check_level(0.95) == 0.95
     assert few_images_warning(100, 0.95) is None
     assert (few_images_warning(1, 0.95) or "").startswith("one image: ")
+    # Wilson's interval of 9 in 10 by hand, z = 1.95996: 0.7890 +- 0.1931, so 38.6 points wide.
+    assert "10 images: an accuracy of 90 % would be known to within 39 points" in (few_images_warning(10, 0.95) or "")
+    assert few_images_warning(99, 0.95) is not None
 
 
 def calibrated(images: int, classes: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -118,6 +121,17 @@ def test_no_other_temperature_is_better() -> None:
         assert negative_log_likelihood(logits, labels, found * factor) > best
     # A constant added to a row changes nothing, however large.
     assert fit_temperature(logits + np.float32(1000), labels) == pytest.approx(found, rel=1e-3)
+
+
+def test_the_range_of_temperatures() -> None:
+    """0.05 to 50; the fit is good to 4 %, as above."""
+    logits, labels = calibrated(20_000, 7, 3)
+    for inside, outside in ((0.056, 0.045), (45.0, 56.0)):
+        assert fit_temperature((logits * np.float32(inside)).astype(np.float32), labels) == pytest.approx(
+            inside, rel=0.04
+        )
+        with pytest.raises(InputError, match=r"no optimum between 0\.05 and 50"):
+            fit_temperature((logits * np.float32(outside)).astype(np.float32), labels)
 
 
 def test_a_temperature_without_an_optimum_is_refused() -> None:

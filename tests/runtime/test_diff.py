@@ -77,6 +77,19 @@ def test_too_few_samples_give_no_change() -> None:
     assert change_of("p99", few, few) is None
     assert change_of("p50", few[:7], few) is None
     assert change_of("p50", few[:8], few) is not None
+    # A quantile q of fewer than 1 / (1 - q) samples is only the largest of them.
+    for name, needed in (("p90", 10), ("p95", 20), ("p99", 100)):
+        samples = lognormal(10.0, needed, 1)
+        assert change_of(name, samples, samples) is not None
+        assert change_of(name, samples, samples[1:]) is None
+        assert change_of(name, samples[1:], samples) is None
+    assert changes_of([], few, few) == {}
+
+
+def test_nothing_is_relative_to_no_time() -> None:
+    some = lognormal(10.0, 20, 0)
+    assert changes_of(["mean", "p50"], np.r_[0.0, some], some) == {}
+    assert changes_of(["mean", "p50"], some, np.r_[0.0, some]).keys() == {"mean", "p50"}
 
 
 def test_the_same_profile_does_not_differ() -> None:

@@ -43,6 +43,7 @@ def test_summary_is_numpys(name: str) -> None:
     np.testing.assert_allclose(got, expected, rtol=1e-12)
     assert found.count == samples.size
     assert found.mean_ms == pytest.approx(samples.mean(), rel=1e-12)
+    assert (found.p50_low_ms, found.p50_high_ms) == (median_interval(samples) or (None, None))
     if samples.size > 1:
         assert found.std_ms == pytest.approx(samples.std(ddof=1), rel=1e-9, abs=1e-12)
         assert found.cv == pytest.approx(samples.std(ddof=1) / samples.mean(), rel=1e-9, abs=1e-12)
@@ -50,7 +51,16 @@ def test_summary_is_numpys(name: str) -> None:
         assert (found.std_ms, found.cv, found.p50_low_ms) == (0.0, 0.0, None)
 
 
+def test_samples_too_short_for_the_clock() -> None:
+    assert summarize([0.0, 0.0]).cv == 0.0
+    # A hundredth of a microsecond is kept.
+    found = series_of([1.2345678, 0.0000049])
+    assert found.samples_ms == (1.23457, 0.0)
+    assert found.summary.max_ms == 1.23457
+
+
 def test_no_samples_is_an_error() -> None:
+    assert median_interval([]) is None
     with pytest.raises(ValueError, match="one sample"):
         summarize([])
     with pytest.raises(ValueError, match="one sample"):

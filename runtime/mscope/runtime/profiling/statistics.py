@@ -65,8 +65,6 @@ def median_interval(samples: Sequence[float] | Floats, confidence: float = 0.95)
     """
     ordered = np.sort(np.asarray(samples, np.float64))
     count, tail = ordered.size, (1.0 - confidence) / 2
-    if not count:
-        return None
     # Logarithms: 2^-n is below the smallest double from n = 1075 on.
     below, rank = 0.0, 0
     while rank < count / 2:

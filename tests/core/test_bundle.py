@@ -150,6 +150,11 @@ def edit(built: Path, **changes: object) -> None:
                 "plugin/a/b/c/d/e.cu",
             )
         ),
+        (
+            {"preprocessing": {"mode": "L", "resize": 64, "mean": [0.5, 0.5], "std": [0.5]}},
+            r"preprocessing\.mean .* 1 chan",
+        ),
+        ({"preprocessing": {"mode": "L", "resize": 64, "mean": [0.5], "std": []}}, r"preprocessing\.std .* 1 channels"),
         ({"files": {}}, "does not list"),
         ({"stages": {}}, "stages of mambascope"),
         ({"config": {"arch": "mambascope", "size": "x", "height": 65}}, "multiple of"),

@@ -55,10 +55,11 @@ def test_etas_are_short_where_there_is_room() -> None:
     right = np.array([True, True])
     points = OperatingPoints(np.array([0.5, 0.9], np.float32), right, right)
     assert [points.eta(point) for point in range(3)] == [0.0, 0.7, 1.0]
-    # No decimal number of few digits lies between neighbours in float32: the upper one itself it is.
-    low = np.float32(0.7)
-    close = OperatingPoints(np.array([low, np.nextafter(low, np.float32(1))], np.float32), right, right)
-    assert np.float32(close.eta(1)) == np.nextafter(low, np.float32(1))
+    # Neighbours in float32; between those at 0.002 lies no number of nine decimals: the upper one itself it is.
+    for low in (np.float32(0.7), np.float32(0.002)):
+        high = np.nextafter(low, np.float32(1))
+        close = OperatingPoints(np.array([low, high], np.float32), right, right)
+        assert np.float32(close.eta(1)) == high
 
 
 def test_images_of_confidence_one_exit_at_any_eta() -> None:

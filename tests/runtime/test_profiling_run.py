@@ -16,7 +16,7 @@ from mscope.core.errors import BackendError, InputError
 from mscope.core.manifest import CurvePoint
 from mscope.runtime.profiling import facts, power_state
 from mscope.runtime.profiling.cold import ColdRequest, cold_start
-from mscope.runtime.profiling.exit_rates import eta_of_rate, rates_from_confidences, rates_from_curve
+from mscope.runtime.profiling.exit_rates import accuracy_at, eta_of_rate, rates_from_confidences, rates_from_curve
 from mscope.runtime.profiling.options import ProfileOptions
 from mscope.runtime.profiling.run import profile_bundle
 from mscope.runtime.profiling.schema import Profile, load_profile, parse_profile
@@ -240,6 +240,16 @@ def test_exit_rates_from_confidences_and_curve() -> None:
     assert eta_of_rate(0.35, points) == pytest.approx(0.75)
     assert eta_of_rate(0.05, points) is None
     assert eta_of_rate(1.0, points) is None
+
+
+def test_accuracy_between_the_points_of_a_curve() -> None:
+    curve = [CurvePoint(eta=eta, accuracy=right, exit_rate=0.5, gmacs=1.0) for eta, right in ((0.8, 0.9), (0.4, 0.7))]
+    assert accuracy_at(curve, 0.4) == 0.7
+    assert accuracy_at(curve, 0.7) == pytest.approx(0.85)
+    assert accuracy_at(curve, 0.8) == 0.9
+    assert (
+        accuracy_at(curve, 0.39) is accuracy_at(curve, 0.81) is accuracy_at([], 0.5) is accuracy_at(None, 0.5) is None
+    )
 
 
 def with_break_even(profile: Profile, rate: float | None, eta: float | None = None) -> Profile:

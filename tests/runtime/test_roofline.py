@@ -26,10 +26,16 @@ RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 STAGES: tuple[StageName, ...] = ("coarse", "fine", "full")
 
 
-@pytest.mark.parametrize("size", ["ti", "s", "b", "digits"])
+@pytest.mark.parametrize(
+    ("size", "choices"),
+    [
+        ("ti", {}), ("s", {}), ("b", {}), ("digits", {}), ("ti", {"reuse": "linear"}), ("ti", {"reuse": "none"}),
+        ("ti", {"reuse_class_token": True}),
+    ],
+)  # fmt: skip
 @pytest.mark.parametrize("stage", STAGES)
-def test_the_products_are_those_of_the_analytic_cost(size: str, stage: StageName) -> None:
-    config = config_for(size)
+def test_the_products_are_those_of_the_analytic_cost(size: str, choices: dict[str, Any], stage: StageName) -> None:
+    config = config_for(size, **choices)
     length = getattr(token_counts(config), stage)
     # What the cost counts and is no product: convolution, dt_proj (inside the op) and the scan, both directions.
     each = config.d_conv + config.dt_rank + SCAN_MACS_PER_STATE * config.d_state

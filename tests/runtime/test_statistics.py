@@ -178,6 +178,25 @@ def test_expected_latency_of_a_batch_against_simulation() -> None:
     assert found.images_per_second == pytest.approx(8e3 / found.mean_ms)
 
 
+def test_some_of_a_batch_refined_lies_between_one_and_all() -> None:
+    refine, fine = np.array([20.0, 22.0, 30.0]), np.array([8.0, 10.0, 12.0])
+    leave = refine - fine
+    # One image in 4 ms, all four in 10 (the median): two in 6, three in 8.
+    parts = Paths(4, leave, refine, fine, 4.0).components(0.5)
+    assert [part.weight for part in parts] == pytest.approx([1 / 16, 4 / 16, 6 / 16, 4 / 16, 1 / 16])
+    for part, share in zip(parts, (0.0, 0.4, 0.6, 0.8, 1.0), strict=True):
+        np.testing.assert_allclose(part.samples, leave + fine * share, rtol=1e-12)
+    # Not measured for one image: in proportion.
+    for part, share in zip(Paths(4, leave, refine, fine).components(0.5), (0.0, 0.25, 0.5, 0.75, 1.0), strict=True):
+        np.testing.assert_allclose(part.samples, leave + fine * share, rtol=1e-12)
+    # A single image that took longer than all: as long as all.
+    for part in Paths(4, leave, refine, fine, 11.0).components(0.5)[1:]:
+        np.testing.assert_allclose(part.samples, refine, rtol=1e-12)
+    # No time at all.
+    for part in Paths(4, leave, leave, np.zeros(3), 0.0).components(0.5):
+        np.testing.assert_array_equal(part.samples, leave)
+
+
 def test_break_even_is_where_the_means_meet() -> None:
     paths = make_paths(plain=15.0)
     rate = break_even_rate(paths)

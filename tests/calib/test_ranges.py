@@ -72,7 +72,9 @@ def test_a_tensor_of_one_value_keeps_it(method: str) -> None:
 
 
 def test_minmax_clips_nothing() -> None:
-    assert limit_from(histogram_of(np.array([0.1, -7.0, 3.0])), "minmax") == 7.0
+    outlier = histogram_of(np.append(np.random.default_rng(0).standard_normal(20_000), -60.0))
+    assert limit_from(outlier, "minmax") == 60.0
+    assert all(limit_from(outlier, method) < 60.0 for method in METHODS if method != "minmax")
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -116,15 +118,33 @@ def brute_force_entropy(counts: np.ndarray, levels: int = 128) -> int:
     return best
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_entropy_is_its_definition(seed: int) -> None:
+@pytest.mark.parametrize("zeros", [0, 20_000])
+@pytest.mark.parametrize("count", [300, 2000, 5000])
+@pytest.mark.parametrize("seed", [1, 2])
+def test_entropy_is_its_definition(seed: int, count: int, zeros: int) -> None:
     random = np.random.default_rng(seed)
+    for width in (25.0, 40.0):
+        # A bell and a few outliers in 200 bins: enough for the definition, and few enough for brute force.
+        values = np.r_[np.abs(random.standard_normal(count)) * width, random.uniform(0, 200, 5)]
+        histogram = Histogram("x", 1.0)
+        histogram.counts = np.bincount(np.minimum(values.astype(int), 199), minlength=200)
+        histogram.counts[0] += zeros
+        best = brute_force_entropy(histogram.counts)
+        assert best < 200, "nothing is clipped: the case says nothing"
+        assert limit_from(histogram, "entropy") == best / 200
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_zeros_do_not_pull_the_entropy_s_limit_down(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    values = np.r_[np.abs(random.standard_normal(2000)) * 85, random.uniform(0, 512, 5)]
     histogram = Histogram("x", 1.0)
-    # 200 bins are enough for the definition, and few enough for brute force.
-    histogram.counts = np.bincount(
-        np.minimum((np.abs(random.standard_t(2, 5000)) * 20).astype(int), 199), minlength=200
-    )
-    assert limit_from(histogram, "entropy") == brute_force_entropy(histogram.counts) / 200
+    histogram.counts = np.bincount(np.minimum(values.astype(int), 511), minlength=512)
+    histogram.counts[0] = histogram.counts[1]
+    expected = limit_from(histogram, "entropy")
+    assert expected < 0.7
+    histogram.counts[0] += 20_000
+    assert limit_from(histogram, "entropy") == expected
 
 
 def test_an_unknown_method_is_named() -> None:

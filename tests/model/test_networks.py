@@ -81,6 +81,19 @@ def embed(state: dict[str, Array], image: Array, side: int) -> Array:
     return np.array(tokens) + state["patch_embed.proj.bias"]
 
 
+def reuse_of(state: dict[str, Array], feature: Array) -> Array | float:
+    """MLP(LayerNorm(t)), or one Linear in the MLP's place, or nothing."""
+    if "reuse.norm.weight" not in state:
+        return 0.0
+    normed = (feature - feature.mean()) / np.sqrt(feature.var() + 1e-5)
+    normed = normed * state["reuse.norm.weight"] + state["reuse.norm.bias"]
+    if "reuse.fc.weight" in state:
+        return np.asarray(state["reuse.fc.weight"] @ normed + state["reuse.fc.bias"])
+    hidden = state["reuse.fc1.weight"] @ normed + state["reuse.fc1.bias"]
+    erf = torch.erf(torch.from_numpy(hidden) / np.sqrt(2.0)).numpy()
+    return np.asarray(state["reuse.fc2.weight"] @ (hidden * (1 + erf) / 2) + state["reuse.fc2.bias"])
+
+
 def double(model: Backbone) -> dict[str, Array]:
     return {key: value.double().numpy() for key, value in model.state_dict().items()}
 
@@ -144,12 +157,7 @@ def test_both_stages_in_numpy(fine_order: str) -> None:
     features, embeddings = np.delete(encoded, middle, axis=0), np.delete(tokens, middle, axis=0)
     fine_tokens: dict[int, Array] = {}
     for region in selected[0]:
-        feature = features[region]
-        normed = (feature - feature.mean()) / np.sqrt(feature.var() + 1e-5)
-        normed = normed * state["reuse.norm.weight"] + state["reuse.norm.bias"]
-        hidden = state["reuse.fc1.weight"] @ normed + state["reuse.fc1.bias"]
-        erf = torch.erf(torch.from_numpy(hidden) / np.sqrt(2.0)).numpy()
-        reused = state["reuse.fc2.weight"] @ (hidden * (1 + erf) / 2) + state["reuse.fc2.bias"]
+        reused = reuse_of(state, features[region])
         for i in fine_indices(np.array([region]), regions):
             fine_tokens[int(i)] = patches[i] + positions[i] + reused
     in_order = sorted(fine_tokens) if fine_order == "raster" else list(fine_tokens)
@@ -214,7 +222,55 @@ def test_raster_order_of_some_regions_is_that_of_their_patches() -> None:
     np.testing.assert_array_equal(np.take_along_axis(patches, ranks, axis=1), np.sort(patches, axis=1))
 
 
-@pytest.mark.parametrize("order", ["class-first", "class-middle", "class-after-important", "unimportant-first"])
+ORDERS = ["class-first", "class-middle", "class-after-important", "unimportant-first"]
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("reuse", ["mlp", "linear", "none"])
+@pytest.mark.parametrize("reuse_class_token", [False, True])
+def test_the_fine_sequence_of_every_ablation(
+    order: str, reuse: str, reuse_class_token: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What enters the encoder, in numpy; an encoder that changes nothing leaves the head the class token."""
+    model = small(order=order, reuse=reuse, reuse_class_token=reuse_class_token, alpha=0.4)
+    state, image = double(model), pictures(model, 1)
+    with torch.no_grad():
+        coarse = model.coarse(image)
+        selected, remaining = model.split(coarse.importance)
+        entered: list[torch.Tensor] = []
+        monkeypatch.setattr(model, "encode", lambda tokens: (entered.append(tokens) or tokens, None))
+        logits = model.fine(image, coarse.features, coarse.embeddings, selected, remaining)
+    features = coarse.features[0].numpy()
+    regions, patches = coarse_grid(model.config), embed(state, image[0].numpy(), model.config.patch)
+    middle = fine_grid(model.config).count // 2
+    positions, position = np.delete(state["pos_embed"][0], middle, axis=0), state["pos_embed"][0, middle]
+    class_token = state["cls_token"][0, 0] + position
+    if reuse_class_token:
+        # The coarse class token is what the coarse head reads.
+        assert len(features) == regions.count + 1
+        of_class = state["head.weight"] @ features[-1] + state["head.bias"]
+        np.testing.assert_allclose(coarse.logits[0].numpy(), of_class, rtol=0, atol=1e-12)
+        class_token = class_token + reuse_of(state, features[-1])
+    important = [
+        patches[i] + positions[i] + reuse_of(state, features[region])
+        for region in selected[0].tolist()
+        for i in fine_indices(np.array([region]), regions)
+    ]
+    others = [coarse.embeddings[0, region].numpy() for region in remaining[0].tolist()]
+    tokens = [*important, *others]
+    half = len(tokens) // 2
+    expected = {
+        "class-first": [class_token, *tokens],
+        "class-middle": [*tokens[:half], class_token, *tokens[half:]],
+        "class-after-important": [*important, class_token, *others],
+        "unimportant-first": [class_token, *others, *important],
+    }[order]
+    np.testing.assert_allclose(entered[0][0].numpy(), expected, rtol=0, atol=1e-12)
+    found = state["head.weight"] @ class_token + state["head.bias"]
+    np.testing.assert_allclose(logits[0].numpy(), found, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("reuse", ["mlp", "linear", "none"])
 @pytest.mark.parametrize("reuse_class_token", [False, True])
 def test_every_ablation_runs_and_matters(order: str, reuse: str, reuse_class_token: bool) -> None:

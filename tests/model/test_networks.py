@@ -293,6 +293,22 @@ def test_score_before_gate_changes_only_the_importance() -> None:
     with torch.no_grad():
         torch.testing.assert_close(gated.coarse(image).logits, plain.coarse(image).logits, rtol=0, atol=1e-12)
         assert not torch.allclose(gated.coarse(image).importance, plain.coarse(image).importance)
+    # One block: what is scored is Y, which becomes what enters out_proj when it is gated.
+    model = small(gated_importance=False, depth=1)
+    block = model.blocks()[0]
+    with torch.no_grad():
+        tokens = model.embed_with_class(model.patch_embed.cut(image), model.pos_embed)
+        normed = block.norm(tokens)
+        hidden, before = block.mixer(normed, score_before_gate=True)
+        same_hidden, gated_y = block.mixer(normed)
+        z = block.mixer.in_proj(normed).chunk(2, dim=-1)[1]
+        importance = model.encode(tokens, scored=True)[1]
+    torch.testing.assert_close(hidden, same_hidden, rtol=0, atol=1e-12)
+    torch.testing.assert_close(before * z * torch.sigmoid(z), gated_y, rtol=0, atol=1e-12)
+    largest = before.amax(dim=-1)
+    # Importance is kept in float32.
+    assert importance is not None
+    torch.testing.assert_close(importance.double(), 0.01 * torch.log1p(largest.exp()), rtol=1e-6, atol=0)
 
 
 def test_the_torch_selection_is_the_runtime_s() -> None:
@@ -360,6 +376,10 @@ def test_initialisation_is_vim_s() -> None:
     assert 1e-4 <= delta.min().item() < delta.max().item() <= 0.1001
     assert mixer.out_proj.weight.abs().max().item() <= (384**-0.5) / 24**0.5
     assert model.pos_embed.std().item() == pytest.approx(0.02, rel=0.1)
+    # LeCun's normal: variance 1 / fan-in after cutting at two standard deviations of what is cut.
+    weight = model.patch_embed.proj.weight.detach()
+    assert weight.std().item() == pytest.approx(768**-0.5, rel=0.02)
+    assert weight.abs().max().item() == pytest.approx(2 * 768**-0.5 / 0.8796, rel=0.01)
     torch.manual_seed(0)
     model.initialise(backward_delta=True)
     assert mixer.dt_proj_b.bias.max().item() < 0

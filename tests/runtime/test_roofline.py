@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,7 +18,7 @@ from mscope.core.cost import SCAN_MACS_PER_STATE, stage_cost
 from mscope.core.errors import InputError
 from mscope.core.geometry import token_counts
 from mscope.core.manifest import CurvePoint
-from mscope.runtime.profiling.devices import ALIASES, CPU, GPUS, gpu_named
+from mscope.runtime.profiling.devices import ALIASES, CPU, GPUS, Gpu, Range, gpu_named
 from mscope.runtime.profiling.roofline import StageName, predict, stage_work
 from mscope.runtime.profiling.roofline_cli import predict as command
 from mscope.runtime.profiling.roofline_words import SWEEP_BATCHES, SWEEP_RESOLUTIONS, Question, answer, exit_rate_of
@@ -134,6 +135,83 @@ def test_it_never_beats_the_data_sheet() -> None:
         found = predict(config_for("b"), "full", gpu, batch=64)
         floor = 64 * 2 * stage_cost(config_for("b")).full * 1e9 * 0.9 / (gpu.fp16_tflops * 1e12) * 1e3
         assert found.best_ms > floor
+
+
+# Nothing costs any time on it.
+FREE = Gpu("free", 8, math.inf, math.inf, math.inf, math.inf, math.inf, 0.0, Range(0.0, 0.0), "https://")
+
+
+def ends(device: Gpu, precision: Any = "fp16") -> tuple[float, float]:
+    """Milliseconds of plain ti at best and at worst: 197 tokens, 24 blocks, 384 inner channels, 16 states, rank 12."""
+    found = predict(config_for("ti", "vim"), "full", device, precision=precision)
+    return found.best_ms, found.worst_ms
+
+
+def test_starts_alone_by_hand() -> None:
+    # A block has 3 products, a convolution, a scan, and norm and residual sum in one kernel or in three.
+    kernels = 24 * (3 + 1 + 1) + 2
+    assert ends(replace(FREE, kernel_us=Range(1.0, 2.0))) == pytest.approx(
+        ((kernels + 24) * 1e-3, (kernels + 24 * 3) * 2e-3), rel=1e-12
+    )
+
+
+def test_memory_alone_by_hand() -> None:
+    weights = 768 * 192 + 24 * (192 * 768 + 2 * 384 * 44 + 384 * 192) + 192 * 1000
+    products = 196 * (768 + 192) + 24 * 197 * ((192 + 768) + 2 * (384 + 44) + (384 + 192)) + 192 + 1000
+    others = 24 * 197 * (3 * 384 + (5 * 384 + 2 * 44) + 3 * 192)
+    for precision, width in (("fp16", 2), ("fp32", 4)):
+        low = width * weights / 0.85e6, width * (weights + products + others) / 0.5e6
+        # Where half of the cache holds what a kernel reads and writes, at best the weights alone are read.
+        for cache_mb, best in ((0.0, low[1] * 0.5 / 0.85), (1e3, low[0])):
+            device = replace(FREE, bandwidth_gb_s=1.0, cache_mb=cache_mb)
+            assert ends(device, precision) == pytest.approx((best, low[1]), rel=1e-12)
+    # Half of 1 MB holds all but the scan's 2 x 197 x 2008 bytes.
+    scan = 24 * 197 * (5 * 384 + 2 * 44)
+    device = replace(FREE, bandwidth_gb_s=1.0, cache_mb=1.0)
+    assert ends(device)[0] == pytest.approx(2 * (weights + scan) / 0.85e6, rel=1e-12)
+    # int8: products read bytes and write float32, all else is float32; at worst a kernel reads float32, writes bytes.
+    read = 196 * 768 + 24 * 197 * (192 + 2 * 384 + 384) + 192
+    written = 196 * 192 + 24 * 197 * (768 + 2 * 44 + 192) + 1000
+    moved = weights + read + 4 * written + 4 * others
+    int8 = moved / 0.85e6, (moved + 5 * read) / 0.5e6
+    assert ends(replace(FREE, bandwidth_gb_s=1.0), "int8") == pytest.approx(int8, rel=1e-12)
+
+
+def test_the_scan_alone_by_hand() -> None:
+    # At 1 GHz: 16 to 40 cycles a token, or 1.5 to 2.5 times the exponentials over 16 a cycle and multiprocessor.
+    wide = 24 * 197 * 16e-6, 24 * 197 * 40e-6
+    assert ends(replace(FREE, clock_ghz=1.0, multiprocessors=10_000)) == pytest.approx(wide, rel=1e-12)
+    exponentials = 24 * 2 * 197 * 384 * 16
+    narrow = exponentials * 1.5e-6 / (16 * 8), exponentials * 2.5e-6 / (16 * 8)
+    assert ends(replace(FREE, clock_ghz=1.0)) == pytest.approx(narrow, rel=1e-12)
+
+
+@pytest.mark.parametrize("multiprocessors", [2, 8, 132])
+def test_products_alone_by_hand(multiprocessors: int) -> None:
+    """Tiles of 64 x 64: at best spread evenly, or split into four; at worst in whole waves."""
+    best = worst = 0.0
+    for times, rows, depth, columns in (
+        (1, 196, 768, 192), (24, 197, 192, 768), (24, 2 * 197, 384, 44), (24, 197, 384, 192), (1, 1, 192, 1000),
+    ):  # fmt: skip
+        tiles = math.ceil(rows / 64) * math.ceil(columns / 64)
+        # Milliseconds of a tile on one multiprocessor of a device of 1 TFLOP/s.
+        each = times * 2 * 64 * 64 * depth * multiprocessors / 1e9
+        best += each * max(tiles / multiprocessors, 0.25) / 0.70
+        worst += each * math.ceil(tiles / multiprocessors) / 0.30
+    for precision, peak in (("fp16", "fp16_tflops"), ("fp32", "fp32_tflops"), ("int8", "int8_tops")):
+        device = replace(FREE, multiprocessors=multiprocessors, **{peak: 1.0})
+        assert ends(device, precision) == pytest.approx((best, worst), rel=1e-12)
+
+
+@pytest.mark.parametrize(("threads", "speed_up"), [(1, (1.0, 1.0)), (2, (1.92, 1.75))])
+def test_the_cpu_by_hand(threads: int, speed_up: tuple[float, float]) -> None:
+    """docs/prediction.md: GFLOP/s and ns a core, what a second thread adds, microseconds a node of the graph."""
+    macs = 196 * 768 * 192 + 24 * 197 * (192 * 768 + 2 * 384 * 44 + 384 * 192) + 192 * 1000
+    steps = 24 * 2 * 197 * 384
+    found = predict(config_for("ti", "vim"), "full", CPU, precision="fp32", threads=threads)
+    best = (2 * macs / 118 + steps * (3.3 + 0.4)) * 1e-6 / speed_up[0] + (24 * (5 + 2) + 2) * 2e-3
+    worst = (2 * macs / 80 + steps * (4.4 + 0.6)) * 1e-6 / speed_up[1] + (24 * (5 + 4) + 2) * 6e-3
+    assert (found.best_ms, found.worst_ms) == pytest.approx((best, worst), rel=1e-12)
 
 
 def test_int8_speeds_up_the_products_and_nothing_else() -> None:

@@ -32,7 +32,18 @@ def test_numbers_of_a_run() -> None:
     assert (stats.images, stats.exit_rate, stats.mean_confidence) == (4, 0.75, pytest.approx(0.6))
     assert stats.exit_rate_drift is None
     assert not stats.drifted
+    assert stats.lines()[0] == "4 images, mean confidence 60.0%, 75.0% left early"
     assert any(f"{MIN_IMAGES} are needed" in line for line in stats.lines())
+
+
+def test_drift_is_told_from_thirty_images_on() -> None:
+    record = RunRecord()
+    for count in range(1, 31):
+        record.add(result("coarse" if count % 3 else "fine", 0.9))
+        stats = record.stats()
+        assert stats is not None
+        told = [line for line in stats.lines() if line.startswith(("exit rate steady", "confidence steady"))]
+        assert (len(told), "too few images" in stats.lines()[-1]) == ((2, False) if count == 30 else (0, True))
 
 
 def test_plain_vim_has_confidences_only() -> None:

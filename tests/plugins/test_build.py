@@ -7,12 +7,13 @@ import subprocess
 import sys
 import tarfile
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from mscope.core.errors import BackendError
-from mscope.plugins import build, find
+from mscope.plugins import build, build_cuda, find
 from mscope.plugins.trt_source import source_folder
 
 ROOT = Path(__file__).parents[2]
@@ -88,6 +89,28 @@ def test_rebuilds_only_what_changed(toy: Path, monkeypatch: pytest.MonkeyPatch) 
     assert not built_again()
     path.with_name(path.name + ".stamp").write_text("damaged")
     assert built_again()
+
+
+@needs_compiler
+def test_the_command_that_mends_a_damaged_library(toy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = build_toy()
+    path.write_bytes(b"no library")
+    assert find.library("toy") is None
+    mend = find.why_missing("toy").rpartition("'python -m mscope.plugins.build")[2].removesuffix("'")
+    assert build.main(["toy", *mend.split()]) == 0
+    assert capsys.readouterr().out == f"{path}\n"
+    assert find.library("toy") == path
+
+
+@pytest.mark.parametrize("main", [build.main, build_cuda.main])
+def test_a_command_has_help_and_refuses_what_it_does_not_know(
+    main: Callable[[list[str]], int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match=r"^0$"):
+        main(["--help"])
+    assert "--force" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match=r"^2$"):
+        main(["--no-such-option"])
 
 
 @needs_compiler
@@ -239,7 +262,7 @@ def test_a_wheel_with_a_compiler_carries_libraries_that_load(project: Path, tmp_
     archive.extractall(tmp_path / "site")
     # As an installed package: the libraries are found, and the sources next to them can be built again.
     code = """
-from mscope.plugins import build, find
+from mscope.plugins import build, build_cuda, find
 for name in build.LIBRARIES:
     print(find.require(name))
 print(build.sources_dir())

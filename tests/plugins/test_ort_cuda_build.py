@@ -37,7 +37,7 @@ def library() -> Path:
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as said:
         patch.setattr(build, "OUTPUT", folder)
         patch.setenv(build_cuda.ARCHS, " ".join(trt_library.ARCHITECTURES))
-        assert build_cuda.main() == 0
+        assert build_cuda.main([]) == 0
     kernels, ops = map(Path, said.getvalue().splitlines())
     assert (kernels, ops) == (folder / "libmscope_cuda.so", folder / "libmscope_ort_cuda.so")
     return ops
@@ -104,7 +104,7 @@ def test_another_abi_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv(find.PLUGIN_DIR, str(tmp_path))
     with pytest.warns(RuntimeWarning, match=r"has ABI version 999, this package needs"):
         assert find.library("ort_cuda") is None
-    assert "rebuild it with 'python -m mscope.plugins.build_cuda'" in find.why_missing("ort_cuda")
+    assert "rebuild it with 'python -m mscope.plugins.build_cuda --force'" in find.why_missing("ort_cuda")
     with pytest.warns(RuntimeWarning), pytest.raises(BackendError, match="has ABI version 999"):
         ort.kernels_created("ort_cuda")
 

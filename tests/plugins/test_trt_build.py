@@ -111,7 +111,7 @@ def test_a_damaged_library_is_refused(tmp_path: Path, monkeypatch: pytest.Monkey
     (tmp_path / "libmscope_trt.so").write_bytes(b"\x7fELF, but no more")
     monkeypatch.setenv(find.PLUGIN_DIR, str(tmp_path))
     assert "cannot be loaded" in trt.why_missing()
-    assert "rebuild it with 'mscope-export plugins build'" in trt.why_missing()
+    assert "rebuild it with 'mscope-export plugins build --force'" in trt.why_missing()
 
 
 class TestCommand:

@@ -1,4 +1,4 @@
-"""Compiles the native libraries with the system's C++ compiler: `python -m mscope.plugins.build [name...]`.
+"""Compiles the native libraries with the system's C++ compiler: `python -m mscope.plugins.build [--force] [name...]`.
 
 Standard library only and no imports of the project: hatch_build.py loads this file by its path, before anything is
 installed.
@@ -10,6 +10,7 @@ exist, so that the set is spelled here only. Nothing is tuned to the building ma
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import hashlib
 import json
@@ -148,12 +149,12 @@ def is_current(name: str, root: Path, output: Path = OUTPUT, compiler: Compiler 
     return compiler is None or stamp.get("compiler") == _identity(compiler)
 
 
-def build(name: str, *, output: Path = OUTPUT, force: bool = False) -> Path:
+def build(name: str, *, output: Path | None = None, force: bool = False) -> Path:
     """Builds the named library if its sources, flags or compiler changed since the last time.
 
     Args:
         name: a key of LIBRARIES.
-        output: folder of the library and its stamp; created.
+        output: folder of the library and its stamp; created. None: beside this file.
         force: build even when nothing changed.
 
     Returns:
@@ -162,7 +163,7 @@ def build(name: str, *, output: Path = OUTPUT, force: bool = False) -> Path:
     Raises:
         BuildError: no compiler, no sources, or the compiler failed. An older library, if any, stays in place.
     """
-    root = sources_dir()
+    root, output = sources_dir(), output or OUTPUT
     # Stamped with the digest of before the compilation: an edit while it runs makes the next call build again.
     digest = sources_digest(name, root)
     compiler = find_compiler()
@@ -247,14 +248,23 @@ def _stamp_path(library: Path) -> Path:
     return library.with_name(library.name + ".stamp")
 
 
+def argument_parser(module: str, description: str) -> argparse.ArgumentParser:
+    """Of the command that a module of this package is, with the option that all of them have."""
+    parser = argparse.ArgumentParser(prog=f"python -m mscope.plugins.{module}", description=description)
+    parser.add_argument("--force", action="store_true", help="build even where nothing changed since the last time")
+    return parser
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Builds the named libraries, or all of them; prints their paths. Returns the exit status."""
     logging.basicConfig(format="%(message)s")
-    names = list(sys.argv[1:] if arguments is None else arguments) or list(LIBRARIES)
+    parser = argument_parser("build", "Compiles the native libraries with the system's C++ compiler.")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"{' or '.join(LIBRARIES)}; by default all")
+    options = parser.parse_args(arguments)
     status = 0
-    for name in names:
+    for name in options.names or LIBRARIES:
         try:
-            path = build(name)
+            path = build(name, force=options.force)
         except BuildError as error:
             print(error, file=sys.stderr)
             status = 1

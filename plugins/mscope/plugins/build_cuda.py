@@ -230,14 +230,15 @@ def _stamp_path(library: Path) -> Path:
     return library.with_name(library.name + ".stamp")
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Builds the library, and that of the ops for ONNX Runtime over it; prints their paths. Returns the exit status."""
     from mscope.plugins.build_ort_cuda import build_ort_cuda
 
     logging.basicConfig(format="%(message)s")
+    force = build.argument_parser("build_cuda", "Compiles the CUDA kernels with nvcc.").parse_args(arguments).force
     try:
-        print(build_cuda())
-        print(build_ort_cuda())
+        print(build_cuda(force=force))
+        print(build_ort_cuda(force=force))
     except BuildError as error:
         print(error, file=sys.stderr)
         return 1

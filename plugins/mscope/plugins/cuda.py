@@ -217,7 +217,7 @@ def _check_struct(library: ctypes.CDLL, which: int, mirror: type[ctypes.Structur
     if found != ctypes.sizeof(mirror):
         raise BackendError(
             f"the CUDA library's {mirror.__name__} has {found} bytes, this package's {ctypes.sizeof(mirror)}: "
-            "rebuild it with 'python -m mscope.plugins.build_cuda'"
+            "rebuild it with 'python -m mscope.plugins.build_cuda --force'"
         )
 
 

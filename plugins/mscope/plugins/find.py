@@ -68,7 +68,8 @@ def _expected(name: str) -> Path:
 @functools.cache
 def _refusal(path: Path, modified_ns: int) -> str | None:
     """Why the library must not be used, None where it may. `modified_ns` makes the cache see a rebuilt file."""
-    rebuild = f"rebuild it with '{builder(path.stem.removeprefix('libmscope_'))}'"
+    # --force: to the build a file that came from these sources is whole.
+    rebuild = f"rebuild it with '{builder(path.stem.removeprefix('libmscope_'))} --force'"
     try:
         loaded = ctypes.CDLL(str(path.resolve()))
     except OSError as error:

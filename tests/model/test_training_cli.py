@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -65,6 +66,14 @@ def test_help_has_an_example_and_needs_no_torch() -> None:
     assert "mscope-train --out digits.safetensors" in result.stdout
 
 
+def test_the_module_is_the_command() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "mscope.model.training.cli", "--help"], capture_output=True, text=True, env=ENVIRONMENT
+    )
+    assert done.returncode == 0
+    assert "mscope-train --out digits.safetensors" in done.stdout
+
+
 def test_a_run_in_a_pipe_prints_json_and_leaves_the_files(tmp_path: Path) -> None:
     out = tmp_path / "new" / "d.safetensors"
     result = run("--out", out, "--samples", 8, "--batch", 4, "--test-pictures", 30, "--json", "--report", tmp_path)
@@ -76,6 +85,17 @@ def test_a_run_in_a_pipe_prints_json_and_leaves_the_files(tmp_path: Path) -> Non
     assert "--samples 8" in record["command"]
     assert out.is_file()
     assert json.loads((tmp_path / "d.json").read_text()) == record
+
+
+def test_weights_that_find_no_room_are_a_failure_that_leaves_nothing(tmp_path: Path) -> None:
+    def small_files() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, 1 << 16))
+
+    arguments = command("--out", tmp_path / "d.safetensors", "--samples", 8, "--batch", 4, "--test-pictures", 30)
+    done = subprocess.run(arguments, capture_output=True, text=True, env=ENVIRONMENT, preexec_fn=small_files)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.endswith("d.safetensors: File too large\n")
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="sends SIGINT")

@@ -100,3 +100,7 @@ def train(
 def main() -> None:
     """Entry point of `mscope-train`."""
     sys.exit(run_app(app))
+
+
+if __name__ == "__main__":
+    main()

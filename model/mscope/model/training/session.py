@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import json
-import os
 import platform
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 
 from mscope.core.bundle import sha256_of
 from mscope.core.errors import InputError, MscopeError
-from mscope.core.files import write_text_atomically
+from mscope.core.files import replacing, write_text_atomically
 from mscope.model.backbone import Backbone
 from mscope.model.training.loop import Listener, Pace, Trainer
 from mscope.model.training.recipe import Recipe
@@ -51,7 +50,8 @@ def train(options: Options, listener: Listener) -> dict[str, Any]:
     """Trains, writes the weights to `options.out` and returns the record of the run (JSON values).
 
     Raises:
-        InputError: options that do not fit, a file that is missing or cannot be written.
+        InputError: options that do not fit, a file that is missing, a folder that cannot be written into.
+        MscopeError, OSError: a full disk.
         Stopped: the listener asked to stop; the checkpoint is written.
         Diverged: training got nowhere.
     """
@@ -106,17 +106,11 @@ def _check(options: Options) -> None:
 
 
 def _write_weights(model: Backbone, recipe: Recipe, out: Path) -> None:
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
-    partial = out.with_name(out.name + ".part")
     tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
-    try:
-        save_file(tensors, partial, metadata={"recipe": recipe.model_dump_json()})
-        partial.chmod(0o644)  # safetensors makes it readable by its owner alone
-        os.replace(partial, out)
-    except Exception as error:  # safetensors has its own class for a full disk
-        partial.unlink(missing_ok=True)
-        raise InputError(f"cannot write {out}: {error}") from None
+    with replacing(out) as file:
+        file.write(save(tensors, metadata={"recipe": recipe.model_dump_json()}))
 
 
 def _record(options: Options, trainer: Trainer, measured: Measured, derived: list[str]) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mscope.core.errors import CheckpointError, InputError
+from mscope.core.errors import CheckpointError, MscopeError
+from mscope.core.files import replacing
 from mscope.model.training.recipe import Recipe, make_recipe
 
 _FORMAT = "mscope-train/1"
@@ -34,15 +34,13 @@ class TrainingState:
 
 
 def save_state(state: TrainingState, path: Path) -> None:
-    """Writes atomically: a crash or a full disk leaves the previous checkpoint. Raises InputError if it cannot."""
+    """Writes atomically: a crash or a full disk leaves the previous checkpoint. Raises MscopeError if it cannot."""
     content = vars(state) | {"format": _FORMAT, "recipe": state.recipe.model_dump()}
-    partial = path.with_name(path.name + ".part")
     try:
-        torch.save(content, partial)
-        os.replace(partial, path)
+        with replacing(path) as file:
+            torch.save(content, file)
     except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
-        partial.unlink(missing_ok=True)
-        raise InputError(f"cannot write the checkpoint {path}: {error}") from None
+        raise MscopeError(f"cannot write the checkpoint {path}: {error}") from None
 
 
 def load_state(path: Path) -> TrainingState:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from mscope.runtime.profiling.destination import write_report
+from mscope.core.files import write_text_atomically
 from mscope.runtime.profiling.facts import facts, headline, power_lines, tiles
 from mscope.runtime.profiling.html_charts import Figure, figures
 from mscope.runtime.profiling.schema import Profile
@@ -18,8 +18,8 @@ _POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-
 
 
 def write_html(profile: Profile, path: Path) -> None:
-    """Writes the page, whole or not at all. Raises InputError where it cannot be written."""
-    write_report(path, to_html(profile))
+    """Writes the page, whole or not at all."""
+    write_text_atomically(path, to_html(profile))
 
 
 def to_html(profile: Profile) -> str:

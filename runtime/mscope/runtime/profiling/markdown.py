@@ -6,15 +6,15 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from mscope.runtime.profiling.destination import write_report
+from mscope.core.files import write_text_atomically
 from mscope.runtime.profiling.facts import headline
 from mscope.runtime.profiling.schema import PathEnergy, Profile
 from mscope.runtime.profiling.words import path_words, table_rows
 
 
 def write_markdown(profile: Profile, path: Path) -> None:
-    """Writes the text, whole or not at all. Raises InputError where it cannot be written."""
-    write_report(path, to_markdown(profile))
+    """Writes the text, whole or not at all."""
+    write_text_atomically(path, to_markdown(profile))
 
 
 def to_markdown(profile: Profile) -> str:

@@ -90,6 +90,10 @@ def test_build_then_info_then_verify(capsys: pytest.CaptureFixture[str], tmp_pat
     assert run_app(app, ["build", "--from", str(out), "--fp16", "--target", "onnx", "--json"]) == 0
     revised = json.loads(capsys.readouterr().out)
     assert list(revised["stages"]["fine"]["files"]) == ["fine.onnx", "fine.fp16.onnx"]
+    assert run_app(app, ["info", str(out)]) == 0
+    rows = [line for line in capsys.readouterr().out.splitlines() if ".onnx" in line]
+    assert len(rows) == 4
+    assert len({line.index(", onnx fp") - len(line.split()[1]) for line in rows}) == 1, "columns are aligned"
     assert run_app(app, ["verify", str(out), "--layers", "--json"]) == 0
     verified = json.loads(capsys.readouterr().out)
     assert verified["problems"] == []

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import onnx
 import onnx.parser
+import pytest
 from onnx import numpy_helper
 from onnx.reference import ReferenceEvaluator
 
+from mscope.core.contract import Stage
+from mscope.core.errors import BundleError
 from mscope.export.passes import clean
 from mscope.export.passes.constants import fold_constants
 from mscope.export.passes.dead import remove_dead
 from mscope.export.passes.duplicates import merge_duplicates
 from mscope.export.passes.identities import remove_identities
+from mscope.export.passes.mixers import load_graph, load_split
 from mscope.export.passes.names import clean_names
 from mscope.export.passes.reshapes import make_reshapes_static
 from mscope.export.passes.rms_norm import fold_reciprocal
@@ -134,3 +140,22 @@ def test_dead_nodes_and_weights_go_and_unread_inputs_stay() -> None:
     assert kinds(remove_dead(model)) == ["Add"]
     assert [tensor.name for tensor in model.graph.initializer] == ["used"]
     assert len(model.graph.input) == 2
+
+
+@pytest.mark.parametrize("damage", ["cut", "elsewhere", "gone"])
+def test_a_file_that_is_no_whole_graph_is_one_line(files: dict[Stage, Path], damage: str) -> None:
+    path = files["coarse"]
+    if damage == "cut":
+        path.write_bytes(path.read_bytes()[:-1])
+    elif damage == "gone":
+        path.unlink()
+    else:
+        model = onnx.load(path)
+        weight = model.graph.initializer[0]
+        weight.ClearField("raw_data")
+        weight.data_location = onnx.TensorProto.EXTERNAL
+        weight.external_data.add(key="location", value="/etc/passwd")
+        path.write_bytes(model.SerializeToString())
+    for load in (load_graph, load_split):
+        with pytest.raises(BundleError, match=r"coarse\.onnx is not a whole ONNX file .*: build the bundle again$"):
+            load(path)

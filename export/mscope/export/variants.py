@@ -208,12 +208,11 @@ def _runners(
 
 
 def _emulated(path: Path, scratch: Path) -> Path:
-    import onnx
-
+    from mscope.export.passes.mixers import load_graph
     from mscope.export.precision.emulate import emulate_bf16
 
     target = scratch / path.name
-    target.write_bytes(emulate_bf16(onnx.load(path)).SerializeToString())
+    target.write_bytes(emulate_bf16(load_graph(path)).SerializeToString())
     return target
 
 

@@ -78,6 +78,7 @@ def _print(content: dict[str, Any]) -> None:
         weights = content["weights"]
         origin = f"random, seed {weights['seed']}: untrained" if weights["origin"] == "random" else weights["name"]
         typer.echo(f"  weights    {origin}")
+    longest = max((len(variant["file"]) for variant in content["variants"]), default=0)
     for variant in content["variants"]:
         kind = f"{variant['backend']} {variant['precision']}"
         launches = content["launches"][variant["file"]]
@@ -86,4 +87,4 @@ def _print(content: dict[str, Any]) -> None:
             if launches["per_block"] is None
             else f", {launches['total']} launches, {launches['per_block']:g} a block"
         )
-        typer.echo(f"  {variant['file']:<12} {variant['stage']}, {kind}, {variant['bytes'] / 1e6:.1f} MB{told}")
+        typer.echo(f"  {variant['file']:<{longest}} {variant['stage']}, {kind}, {variant['bytes'] / 1e6:.1f} MB{told}")

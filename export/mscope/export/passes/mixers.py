@@ -12,6 +12,7 @@ from pathlib import Path
 import onnx
 
 from mscope.core.contract import OP_BIDIRECTIONAL_SCAN, OP_CONV, OP_DOMAIN, OP_MIXER
+from mscope.core.errors import BundleError
 from mscope.export.passes.edit import producers, replace_uses, use_counts, value_types
 from mscope.export.translations import OP_INPUTS, OP_OUTPUTS
 
@@ -87,8 +88,17 @@ def split_mixers(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def load_split(path: Path) -> onnx.ModelProto:
-    """The graph of a file with the mixers taken apart."""
-    return split_mixers(onnx.load(path))
+    """The graph of a bundle's file with the mixers taken apart. Raises BundleError where it is none."""
+    return split_mixers(load_graph(path))
+
+
+def load_graph(path: Path) -> onnx.ModelProto:
+    """The graph of a bundle's file as it is. Raises BundleError where it is none, or has data outside the file."""
+    try:
+        return onnx.load(path)
+    except Exception as error:  # protobuf, ONNX and the system have no base in common
+        reason = " ".join(str(error).split())[:200]
+        raise BundleError(f"{path} is not a whole ONNX file ({reason}): build the bundle again") from None
 
 
 def _parts(

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-import onnx
-
 from mscope.core.contract import Stage, graph_for
 from mscope.core.errors import MscopeError
 from mscope.core.manifest import Manifest, Precision, Variant
 from mscope.export.extend import Derive, Progress, new_file
 from mscope.export.interface import check_interface
+from mscope.export.passes.mixers import load_graph
 from mscope.export.precision.proof import PrecisionProof, prove_precision
 from mscope.export.precision.typed import typed_graph
 
@@ -30,7 +29,7 @@ def typed_variants(precision: Precision, proofs: dict[str, PrecisionProof] | Non
             name = f"{stage}.{precision}.onnx"
             if progress is not None:
                 progress(f"typing {name}")
-            typed = typed_graph(onnx.load(folder / fp32_file(manifest, stage)), precision)
+            typed = typed_graph(load_graph(folder / fp32_file(manifest, stage)), precision)
             check_interface(typed, graph_for(manifest.config, stage))
             proof = prove_precision(typed, precision)
             new_file(folder, name).write_bytes(typed.SerializeToString())

@@ -1,10 +1,11 @@
 import errno
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import pytest
 import typer
@@ -108,6 +109,58 @@ def test_output_that_nobody_reads_any_more() -> None:
     )
     os.close(writer)
     assert (done.returncode, done.stderr) == (1, b"")
+
+
+def ended(code: str, stdout: int | None = subprocess.PIPE, **more: Any) -> subprocess.CompletedProcess[bytes]:
+    """A process whose command runs `code`, under run_app."""
+    program = f"""
+import os, signal, sys, threading, time
+import typer
+from mscope.core.console import run_app
+
+app = typer.Typer()
+
+@app.command()
+def work():
+    {code}
+
+sys.exit(run_app(app, []))
+"""
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2] / "core")} | more.pop("env", {})
+    return subprocess.run(
+        [sys.executable, "-c", program], stdout=stdout, stderr=subprocess.PIPE, env=environment, check=False, **more
+    )
+
+
+def test_sigterm_ends_a_command_as_ctrl_c_does(tmp_path: Path) -> None:
+    code = f"""
+    from pathlib import Path
+    from mscope.core.files import replacing
+    with replacing(Path({str(tmp_path / "file")!r})):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(60)"""
+    done = ended(code)
+    assert (done.returncode, done.stderr) == (130, b"error: interrupted\n")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_sigterm_is_as_it_was_afterwards() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    run_app(make_app(), ["0"])
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8:surrogateescape", "ascii"])
+def test_a_file_name_that_is_no_unicode(encoding: str) -> None:
+    done = ended("print('caf\\udcff'); print('\\udcff', file=sys.stderr)", env={"PYTHONIOENCODING": encoding})
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"caf\\udcff\n", b"\\udcff\n")
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_a_stream_that_is_closed(number: int) -> None:
+    code = "print(sys.stdout.isatty(), sys.stderr.isatty()); print(file=sys.stderr)"
+    done = ended(code, preexec_fn=lambda: os.close(number))
+    assert (done.returncode, done.stderr) == (0, b"\n" if number == 1 else b"")
 
 
 def test_extras_are_those_of_the_distribution() -> None:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import os
+import signal
 import sys
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from mscope.core.errors import MscopeError
@@ -36,7 +39,8 @@ def run_app(app: typer.Typer, arguments: Sequence[str] | None = None) -> int:
 
     A command may return an int, its status; None is 0. Every failure becomes one line on stderr: MscopeError with its
     `exit_code`, bad usage 2, Ctrl-C 130, a full disk and all else 1. A reader of stdout that went away (`| head`) ends
-    the command quietly. With `--debug` among the arguments the traceback is printed before the line.
+    the command quietly. SIGTERM does what Ctrl-C does. With `--debug` among the arguments the traceback is printed
+    before the line.
 
     `--version` alone prints the distribution's version.
 
@@ -46,15 +50,43 @@ def run_app(app: typer.Typer, arguments: Sequence[str] | None = None) -> int:
     """
     import typer
 
+    _prepare_streams()
     given = list(sys.argv[1:] if arguments is None else arguments)
     if given == ["--version"]:
         return run_guarded(_print_version, debug=False)
     command = typer.main.get_command(app)
 
     def call() -> object:
-        return command.main(args=given, standalone_mode=False)
+        with _terminated_as_interrupted():
+            return command.main(args=given, standalone_mode=False)
 
     return run_guarded(call, debug="--debug" in given)
+
+
+def _prepare_streams() -> None:
+    """Makes stdout and stderr take every text, a file's name that is not Unicode too; closed ones go nowhere.
+
+    A byte that is not UTF-8 is written as `\\udcff`, which in a string of JSON is what it means.
+    """
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: PTH123, SIM115
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+@contextlib.contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """SIGTERM, by which service managers end a command, does what Ctrl-C does: nothing is left half-written."""
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def run_guarded(call: Callable[[], object], *, debug: bool) -> int:

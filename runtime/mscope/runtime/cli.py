@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
 import sys
 import threading
 from pathlib import Path
@@ -16,7 +15,7 @@ from mscope.core.console import EXIT_FAILURE, EXIT_USAGE, print_error, run_app
 from mscope.runtime.choices import KernelName, Place
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from mscope.runtime.result import Result
 
@@ -44,7 +43,7 @@ def run(
     sources: Annotated[
         list[str],
         typer.Argument(
-            metavar="SOURCE...",
+            metavar="SOURCE",
             help="Pictures, folders (pictures directly in them), globs, .npy files with normalised float32 tensors, "
             "videos, or cameras: camera:0, /dev/video0, rtsp://host/path (pip install 'mambascope-deploy[video]').",
         ),
@@ -170,8 +169,6 @@ def run(
         interrupted: KeyboardInterrupt | None = None
         try:
             with contextlib.ExitStack() as stack:
-                if any(stream.live for stream in streams):
-                    stack.enter_context(_terminated_as_interrupted())
                 on_done = stack.enter_context(progress(total, quiet=quiet))
                 if overlays is not None:
                     stack.enter_context(overlays)
@@ -198,7 +195,7 @@ def run(
                         results.append(result)
         except KeyboardInterrupt as error:
             interrupted = error
-        # Ctrl-C is how a camera's run ends; elsewhere it cuts a run short, of which no .npz is written.
+        # Ctrl-C, or SIGTERM, is how a camera's run ends; elsewhere it cuts a run short, of which no .npz is written.
         cut_short = interrupted is not None and not any(stream.live for stream in streams)
         if arrays is not None and not cut_short:
             arrays.write()
@@ -213,16 +210,6 @@ def run(
         if not failures:
             return 0
         return EXIT_FAILURE if totals.count else EXIT_USAGE
-
-
-@contextlib.contextmanager
-def _terminated_as_interrupted() -> Iterator[None]:
-    """SIGTERM, with which a service manager ends a camera's run, does what Ctrl-C does."""
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

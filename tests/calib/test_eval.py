@@ -2,6 +2,8 @@
 
 import csv
 import json
+import os
+import re
 import shutil
 import subprocess
 import sys
@@ -14,6 +16,7 @@ from PIL import Image
 
 import fakes
 from labelled import synthetic_outputs, write_class_folders
+from mscope.calib import report
 from mscope.calib.evaluate import Evaluation, evaluate
 from mscope.calib.latency import StageLatency
 from mscope.core.bundle import load_manifest
@@ -265,6 +268,32 @@ def test_the_table_for_people(
         "medians of",
     ):
         assert text in out
+
+
+def test_an_interval_stays_in_one_piece_in_a_narrow_terminal(
+    adaptive: Path, vim: Path, pictures: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(report, "_PIPE_WIDTH", 72)
+    monkeypatch.setenv("MSCOPE_HOME", str(pictures.parent / "home"))
+    assert call("eval", adaptive, pictures, "--compare", vim, "--limit", 20) == 0
+    table = capsys.readouterr().out.split("exit early")[0]
+    assert len(re.findall(r"\[\d+\.\d\d, \d+\.\d\d\]", table)) == 4
+
+
+def test_pictures_in_a_folder_whose_name_is_no_unicode(
+    adaptive: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = pictures.rename(tmp_path / os.fsdecode(b"caf\xff"))
+    next(folder.rglob("*.png")).write_bytes(b"broken")
+    content, err = evaluated(capsys, adaptive, folder, "--out", tmp_path / "o")
+    assert content["data"]["name"] == str(folder)
+    assert json.loads((tmp_path / "o" / "eval.json").read_text(encoding="utf-8")) == content
+    assert "left out" in err
+    bundle = shutil.copytree(adaptive, tmp_path / "bundle")
+    assert call("calibrate-eta", bundle, folder, "--target", "gmacs<=1000", "--out", tmp_path / "o") == 0
+    calibration = load_manifest(bundle).calibration
+    assert calibration is not None
+    assert calibration.data == r"caf\udcff"
 
 
 @pytest.mark.parametrize(

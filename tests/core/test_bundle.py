@@ -115,6 +115,31 @@ def test_a_changed_byte_a_missing_and_a_cut_file_are_named(built: Path) -> None:
     assert load_manifest(built, check_files=False).name == "test"
 
 
+def test_a_file_that_cannot_be_read_is_named(built: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreadable(path: Path) -> str:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(bundle, "sha256_of", unreadable)
+    with pytest.raises(BundleError, match=r"^cannot read .*coarse\.onnx: Permission denied$"):
+        load_manifest(built)
+
+
+def test_a_folder_whose_name_is_not_utf_8_is_refused_at_once(built: Path) -> None:
+    folder = built.rename(built.with_name(os.fsdecode(b"caf\xff")))
+    with pytest.raises(BundleError, match="not UTF-8"):
+        load_manifest(folder)
+    with pytest.raises(BundleError, match="not UTF-8"), writing_folder(folder.with_name(os.fsdecode(b"new\xff"))):
+        pass
+    assert list(built.parent.iterdir()) == [folder]
+
+
+def test_names_of_files_that_are_not_utf_8_are_text(built: Path) -> None:
+    manifest = load_manifest(built)
+    weights = Weights(origin="file", name=os.fsdecode(b"caf\xff.pth"), sha256="0" * 64)
+    write_manifest(built, manifest.model_copy(update={"weights": weights}))
+    assert load_manifest(built).weights.name == r"caf\udcff.pth"
+
+
 def edit(built: Path, **changes: object) -> None:
     path = built / "manifest.json"
     content = json.loads(path.read_text())
@@ -158,6 +183,12 @@ def edit(built: Path, **changes: object) -> None:
         ({"files": {}}, "does not list"),
         ({"stages": {}}, "stages of mambascope"),
         ({"config": {"arch": "mambascope", "size": "x", "height": 65}}, "multiple of"),
+        # What float32 makes zero or infinity of would make NaN of every confidence, or of every picture.
+        ({"temperature": {"coarse": 1e-45}}, r"temperature\.coarse"),
+        ({"preprocessing": {"resize": 64, "mode": "L", "mean": [0.5], "std": [1e-300]}}, r"preprocessing\.std"),
+        ({"preprocessing": {"resize": 64, "mode": "L", "mean": [float("nan")], "std": [1]}}, r"preprocessing\.mean"),
+        ({"baseline": {"gmacs": float("inf"), "tokens": 65}}, r"baseline\.gmacs"),
+        ({"baseline": {"gmacs": 0, "tokens": 65}}, r"baseline\.gmacs"),
     ],
 )
 def test_a_foreign_manifest_is_one_clear_line(built: Path, changes: dict[str, object], message: str) -> None:

@@ -36,6 +36,7 @@ def test_round_trip(tmp_path: Path) -> None:
         ("batch", [0, 1, 8]),
         ("precision", "fp12"),
         ("graph_sha256", "zz"),
+        ("launches_per_block", float("inf")),
         ("surprise", 1),
     ],
 )

@@ -1,6 +1,7 @@
 """Files that are whole or not there, and errors that name them."""
 
 import errno
+import json
 from pathlib import Path
 
 import pytest
@@ -57,3 +58,10 @@ def test_a_folder_with_something_in_it_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="cannot write below"), new_folder(tmp_path / "full" / "a" / "b"):
         raise AssertionError("not to be reached")
     assert (tmp_path / "full" / "a").read_text() == "mine"
+
+
+def test_a_file_name_that_is_no_unicode_is_written_as_json_spells_it(tmp_path: Path) -> None:
+    path = tmp_path / "x.json"
+    write_text_atomically(path, json.dumps({"source": "\u00e9\udcff"}, ensure_ascii=False))
+    assert path.read_bytes() == b'{"source": "\xc3\xa9\\udcff"}'
+    assert json.loads(path.read_text(encoding="utf-8"))["source"] == "\u00e9\udcff"

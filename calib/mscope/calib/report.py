@@ -154,7 +154,7 @@ def print_evaluation(study: Study, evaluation: Evaluation) -> None:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("")
     for name in ("top-1 %", "interval", "top-5 %", "ECE", "GMACs", *(("ms",) if timed else ())):
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=True)
     names = answer_names(study)
     for name, answer in evaluation.answers.items():
         row = [

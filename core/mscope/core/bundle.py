@@ -47,6 +47,7 @@ def writing_folder(target: Path) -> Iterator[Path]:
         InputError: `target` exists and is no bundle, or its parent cannot be written.
     """
     target = target.absolute()
+    _check_name(target)
     if target.exists() and not (target / MANIFEST).is_file() and (not target.is_dir() or any(target.iterdir())):
         raise InputError(f"{target} exists and is not a bundle: choose another --out, or remove it")
     with folder_beside(target) as work:
@@ -107,6 +108,7 @@ def load_manifest(folder: Path, *, check_files: bool = True) -> Manifest:
     Raises:
         BundleError: no bundle there, damaged or of a newer schema, or a file that is missing or has changed.
     """
+    _check_name(folder)
     path = folder / MANIFEST
     if not folder.is_dir():
         raise BundleError(f"no bundle at {folder}: build one with 'mscope-export build --out {folder}'")
@@ -160,13 +162,23 @@ def _printable(key: object) -> str:
     return "".join(char if char.isprintable() else repr(char)[1:-1] for char in str(key)[:200])
 
 
+def _check_name(folder: Path) -> None:
+    # Such a byte is a lone surrogate in Python, and not text for ONNX Runtime, which opens files by name.
+    if any("\ud800" <= character <= "\udfff" for character in str(folder)):
+        raise BundleError(f"{folder}: this path is not UTF-8, and a bundle's has to be: rename the folder")
+
+
 def _check_file(path: Path, record: FileRecord) -> None:
     if not path.is_file():
         raise BundleError(f"{path} is missing: the bundle is incomplete, copy or build it again")
-    size = path.stat().st_size
+    try:
+        size = path.stat().st_size
+        sha256 = sha256_of(path) if size == record.bytes else ""
+    except OSError as error:
+        raise BundleError(f"cannot read {path}: {error.strerror or error}") from None
     if size != record.bytes:
         raise BundleError(f"{path} has {size} bytes, the manifest says {record.bytes}: copy or build the bundle again")
-    if sha256_of(path) != record.sha256:
+    if sha256 != record.sha256:
         raise BundleError(f"{path} has changed since it was built (sha256 differs): copy or build the bundle again")
 
 

@@ -32,7 +32,7 @@ class EngineRecord(BaseModel):
         launches: those that launch a kernel. launches_per_block: of a block of the network, the median.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     schema_version: Literal[1] = 1
     flavour: Flavour

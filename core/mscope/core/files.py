@@ -32,9 +32,17 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
 
 
 def write_text_atomically(path: Path, text: str) -> None:
-    """Writes a UTF-8 file under a temporary name, then renames it."""
+    """Writes a UTF-8 file under a temporary name, then renames it.
+
+    A byte of a file's name that is not UTF-8 is written as `\\udcff`, which in a string of JSON is what it means.
+    """
     with replacing(path) as file:
-        file.write(text.encode("utf-8"))
+        file.write(text.encode("utf-8", "backslashreplace"))
+
+
+def readable(name: str) -> str:
+    """The name of somebody's file as text: a byte that is not UTF-8 is spelt out, `\\udcff`."""
+    return name.encode("utf-8", "backslashreplace").decode()
 
 
 @contextlib.contextmanager

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from mscope.core.config import ModelConfig
 from mscope.core.contract import OP_VERSION, Stage
+from mscope.core.files import readable
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
@@ -23,10 +24,13 @@ BundlePath = Annotated[str, Field(pattern=rf"^({_NAME}|{SOURCE}(/{_NAME}){{1,4}}
 # Several times what it has: 50 files, 170 kB.
 _MOST_SOURCE_FILES, _MOST_SOURCE_BYTES = 256, 4 << 20
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+# The name of somebody's file, which may be no Unicode: pydantic takes nothing else.
+GivenName = Annotated[str, BeforeValidator(lambda name: readable(name) if isinstance(name, str) else name)]
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    # JSON has no infinity and no NaN.
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class FileRecord(_Strict):
@@ -40,7 +44,7 @@ class Weights(_Strict):
     """Where the weights come from. `random` ones are untrained, and every output says so."""
 
     origin: Literal["file", "shipped", "random"]
-    name: str = Field("", max_length=4096, description="the file's name, without its folder")
+    name: GivenName = Field("", max_length=4096, description="the file's name, without its folder")
     sha256: Sha256 | None = None
     seed: int | None = None
     derived: tuple[str, ...] = Field(
@@ -64,8 +68,9 @@ class Preprocessing(_Strict):
     mode: Literal["RGB", "L"] = "RGB"
     resize: int = Field(ge=1, le=16384, description="length of the shorter side after resizing, pixels")
     interpolation: Literal["bicubic", "bilinear"] = "bicubic"
-    mean: tuple[float, ...]
-    std: tuple[Annotated[float, Field(gt=0)], ...]
+    # Numbers that float32 can work with: beyond them every picture would be infinite.
+    mean: tuple[Annotated[float, Field(ge=-1e6, le=1e6)], ...]
+    std: tuple[Annotated[float, Field(ge=1e-6, le=1e6)], ...]
 
 
 class VariantParity(_Strict):
@@ -111,14 +116,14 @@ class CurvePoint(_Strict):
 class Temperature(_Strict):
     """What each stage's logits are divided by before the softmax, so that its confidence is calibrated; 1 is none."""
 
-    coarse: float = Field(1.0, gt=0, le=1000)
-    fine: float = Field(1.0, gt=0, le=1000)
+    coarse: float = Field(1.0, ge=1e-3, le=1000)
+    fine: float = Field(1.0, ge=1e-3, le=1000)
 
 
 class Calibration(_Strict):
     """How `default_eta` and `eta_curve` were chosen, on which labelled data, and how sure that is."""
 
-    data: str = Field(max_length=4096, description="the data set's name, without its folder")
+    data: GivenName = Field(max_length=4096, description="the data set's name, without its folder")
     fingerprint: Sha256 = Field(description="of its pictures, labels and their order")
     images: int = Field(ge=1)
     skipped: int = Field(0, ge=0, description="pictures that could not be read")
@@ -150,8 +155,8 @@ class Parity(_Strict):
 class Baseline(_Strict):
     """Plain ViM of the same size, for the break-even exit rate."""
 
-    gmacs: float
-    tokens: int
+    gmacs: float = Field(gt=0)
+    tokens: int = Field(ge=1)
 
 
 class Manifest(_Strict):

@@ -66,6 +66,7 @@ def evaluate(
     from mscope.core.bundle import load_manifest
     from mscope.core.cascade import check_eta
     from mscope.core.errors import InputError
+    from mscope.core.files import readable
 
     check_level(level)
     plain_bundle = load_manifest(bundle, check_files=False).config.arch == "vim"
@@ -112,7 +113,7 @@ def evaluate(
         from mscope.calib.plots import plot_curve, plot_reliability
 
         written = write_results(out, content, result)
-        title = f"{first.manifest.name}, {study.images} pictures of {Path(study.dataset.name).name}"
+        title = f"{first.manifest.name}, {study.images} pictures of {readable(Path(study.dataset.name).name)}"
         if result.curve:
             plot_curve(result, title, out / "curve.png")
             written.append(out / "curve.png")

@@ -1,8 +1,12 @@
 """What holds for every test."""
 
+import os
 import signal
 
 import pytest
+
+# ONNX Runtime reports to its maker what it runs, unless this is set before it is imported.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 
 def pytest_configure(config: pytest.Config) -> None:

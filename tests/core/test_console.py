@@ -163,6 +163,17 @@ def test_a_stream_that_is_closed(number: int) -> None:
     assert (done.returncode, done.stderr) == (0, b"\n" if number == 1 else b"")
 
 
+@pytest.mark.parametrize(("given", "told"), [(None, b"1\n"), ("0", b"0\n")])
+def test_onnxruntime_reports_nothing_unless_it_is_wanted(given: str | None, told: bytes) -> None:
+    clean = {name: value for name, value in os.environ.items() if name != "ORT_DISABLE_TELEMETRY"}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "environ", clean)
+        done = ended(
+            "print(os.environ['ORT_DISABLE_TELEMETRY'])", env={} if given is None else {"ORT_DISABLE_TELEMETRY": given}
+        )
+    assert (done.returncode, done.stdout) == (0, told)
+
+
 def test_extras_are_those_of_the_distribution() -> None:
     tomllib = pytest.importorskip("tomllib", reason="tomllib came with Python 3.11")
     project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]

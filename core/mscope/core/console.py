@@ -51,6 +51,9 @@ def run_app(app: typer.Typer, arguments: Sequence[str] | None = None) -> int:
     import typer
 
     _prepare_streams()
+    # ONNX Runtime's wheels (1.32) report to their maker and keep an identifier in the home folder, unless this is set
+    # before they are imported. A command that looks at somebody's pictures does not do that unasked.
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     given = list(sys.argv[1:] if arguments is None else arguments)
     if given == ["--version"]:
         return run_guarded(_print_version, debug=False)

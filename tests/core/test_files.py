@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from mscope.core.errors import InputError
-from mscope.core.files import new_folder, replacing, write_text_atomically
+from mscope.core.files import new_folder, read_within, replacing, write_text_atomically
 
 
 def test_a_file_takes_the_place_of_the_old_one(tmp_path: Path) -> None:
@@ -65,3 +65,11 @@ def test_a_file_name_that_is_no_unicode_is_written_as_json_spells_it(tmp_path: P
     write_text_atomically(path, json.dumps({"source": "\u00e9\udcff"}, ensure_ascii=False))
     assert path.read_bytes() == b'{"source": "\xc3\xa9\\udcff"}'
     assert json.loads(path.read_text(encoding="utf-8"))["source"] == "\u00e9\udcff"
+
+
+def test_a_device_without_an_end_is_read_no_further_than_allowed(tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    path.write_bytes(b"abc")
+    assert read_within(path, 3) == b"abc"
+    assert read_within(path, 2) is None
+    assert read_within(Path("/dev/zero"), 1 << 16) is None

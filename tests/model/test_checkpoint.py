@@ -157,3 +157,16 @@ def test_unreadable_files(tmp_path: Path, state: dict[str, torch.Tensor]) -> Non
     state["head.bias"][0] = float("nan")
     with pytest.raises(CheckpointError, match=r"head\.bias holds NaN"):
         state_from_file(save(tmp_path / "nan.pth", state))
+
+
+def test_a_tensor_of_more_values_than_the_file_holds(tmp_path: Path) -> None:
+    path = save(tmp_path / "x.pth", {"model": {"cls_token": torch.zeros(1).expand(10**12)}})
+    with pytest.raises(CheckpointError, match="cls_token has 1000000000000 values, of which the file holds fewer"):
+        state_from_file(path)
+
+
+def test_a_pickle_of_another_protocol_is_one_line(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    (tmp_path / "x.pth").write_bytes(pickle.dumps(print, protocol=4))
+    with pytest.raises(CheckpointError, match="cannot read"):
+        state_from_file(tmp_path / "x.pth")
+    assert not recwarn.list

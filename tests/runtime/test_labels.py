@@ -47,3 +47,14 @@ def test_bad_files(tmp_path: Path, content: bytes, message: str) -> None:
 def test_a_missing_file(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="cannot read the labels"):
         labels_from_file(tmp_path / "none.txt", 3)
+
+
+def test_a_device_without_an_end() -> None:
+    with pytest.raises(InputError, match="larger than 64 MiB"):
+        labels_from_file("/dev/zero", 2)
+
+
+def test_line_ends_of_other_systems(tmp_path: Path) -> None:
+    for ends in (b"\n", b"\r\n", b"\r"):
+        (tmp_path / "labels.txt").write_bytes(ends.join([b"one", b"two", b""]))
+        assert labels_from_file(tmp_path / "labels.txt", 2) == ("one", "two")

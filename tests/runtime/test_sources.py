@@ -1,3 +1,4 @@
+import os
 import shutil
 from pathlib import Path
 
@@ -119,6 +120,20 @@ def test_a_header_that_promises_more_than_the_file_holds(tmp_path: Path) -> None
     header += " " * (117 - len(header)) + "\n"
     path.write_bytes(b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header.encode() + b"\0" * 64)
     assert "not a readable .npy" in problem(path)
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_header_whose_size_no_number_holds(tmp_path: Path) -> None:
+    path = tmp_path / "x.npy"
+    header = f"{{'descr': '<f4', 'fortran_order': False, 'shape': ({1 << 62}, 3, 64, 48), }}"
+    header += " " * (117 - len(header)) + "\n"
+    path.write_bytes(b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header.encode() + b"\0" * 64)
+    assert "not a readable .npy" in problem(path)
+
+
+def test_a_pipe_without_a_writer_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "x.npy")
+    assert problem(tmp_path / "x.npy").endswith("x.npy: not a regular file")
 
 
 def test_a_file_that_shrinks_meanwhile(tmp_path: Path) -> None:

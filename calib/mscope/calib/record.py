@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from mscope.calib.ranges import Method
 from mscope.core.contract import Stage
 from mscope.core.errors import InputError
+from mscope.core.files import read_within
 from mscope.core.manifest import Sha256
 
 # Enough for the ranges of a few thousand layers.
@@ -120,9 +121,10 @@ def record_name(precision: str) -> str:
 def load_quantisation(path: Path) -> Quantisation:
     """Reads a record, to reuse its ranges. Raises InputError where it is missing, too large or not one."""
     try:
-        if path.stat().st_size > _MAX_BYTES:
+        content = read_within(path, _MAX_BYTES)
+        if content is None:
             raise InputError(f"{path} is larger than {_MAX_BYTES >> 20} MiB: no record of a quantisation")
-        return Quantisation.model_validate(json.loads(path.read_text(encoding="utf-8")))
+        return Quantisation.model_validate(json.loads(content.decode("utf-8")))
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror or error}") from None
     except ValidationError as error:

@@ -40,6 +40,13 @@ def write_text_atomically(path: Path, text: str) -> None:
         file.write(text.encode("utf-8", "backslashreplace"))
 
 
+def read_within(path: Path, most: int) -> bytes | None:
+    """A file's content; None where that is more than `most` bytes, which of a pipe or a device no size tells."""
+    with path.open("rb") as file:
+        content = file.read(most + 1)
+    return content if len(content) <= most else None
+
+
 def readable(name: str) -> str:
     """The name of somebody's file as text: a byte that is not UTF-8 is spelt out, `\\udcff`."""
     return name.encode("utf-8", "backslashreplace").decode()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -81,6 +82,8 @@ def state_from_file(path: Path) -> dict[str, Tensor]:
     for key, value in content.items():
         if not isinstance(key, str) or not isinstance(value, Tensor):
             raise CheckpointError(f"{path}: entry {key!r} is not a named tensor: no state dict of a model")
+        if value.untyped_storage().nbytes() < value.numel() * value.element_size():
+            raise CheckpointError(f"{path}: {key} has {value.numel()} values, of which the file holds fewer")
         if not torch.isfinite(value).all():
             raise CheckpointError(f"{path}: {key} holds NaN or infinity")
         state[key.removeprefix("module.")] = value.float()
@@ -94,7 +97,9 @@ def _read(path: Path) -> object:
 
             return load_file(path)
         # Training checkpoints of Vim carry their argparse options; that one harmless class is let through.
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+            # Of odd files torch warns in several lines; what matters is an error.
+            warnings.simplefilter("ignore")
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # every library below raises its own kinds for a foreign file
         reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__

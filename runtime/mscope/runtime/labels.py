@@ -6,6 +6,7 @@ from functools import cache
 from pathlib import Path
 
 from mscope.core.errors import InputError
+from mscope.core.files import read_within
 
 _IMAGENET = Path(__file__).parent / "data" / "imagenet_labels.txt"
 _MAX_BYTES = 64 << 20
@@ -33,9 +34,10 @@ def labels_from_file(path: str | Path, classes: int) -> tuple[str, ...]:
     """
     path = Path(path)
     try:
-        if path.stat().st_size > _MAX_BYTES:
+        content = read_within(path, _MAX_BYTES)
+        if content is None:
             raise InputError(f"{path}: larger than {_MAX_BYTES >> 20} MiB: not a list of class names")
-        text = path.read_text(encoding="utf-8-sig")
+        text = content.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
     except OSError as error:
         raise InputError(f"{path}: cannot read the labels: {error.strerror or error}") from None
     except UnicodeDecodeError:

@@ -158,7 +158,12 @@ def _items(path: Path, tensor_shape: tuple[int, int, int]) -> list[Item]:
 def _mapped(path: Path, source: str) -> npt.NDArray[Any]:
     """The array of an .npy without reading its data: a header that promises more than the file holds is an error."""
     try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        if not path.is_file():
+            # Or opening a pipe would wait for its writer.
+            raise InputError(f"{source}: not a regular file")
+        # A header's shape may be of any size; what does not fit is an error below.
+        with np.errstate(all="ignore"):
+            array = np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, EOFError, TypeError, SyntaxError, OverflowError, MemoryError) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"{source}: not a readable .npy of numbers ({reason[:120]}); expected float32") from None

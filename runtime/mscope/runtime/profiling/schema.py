@@ -12,6 +12,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mscope.core.errors import InputError
+from mscope.core.files import read_within
 
 SCHEMA = 1
 MAX_BYTES = 256 << 20
@@ -361,12 +362,12 @@ class Profile(_Strict):
 def load_profile(path: Path) -> Profile:
     """A profile that `mscope-profile --json FILE` wrote. Raises InputError: unreadable, too large, foreign or newer."""
     try:
-        size = path.stat().st_size
-        if size > MAX_BYTES:
-            raise InputError(f"{path}: {size >> 20} MiB, more than a profile has ({MAX_BYTES >> 20} MiB)")
-        return parse_profile(path.read_bytes(), str(path))
+        content = read_within(path, MAX_BYTES)
     except OSError as error:
         raise InputError(f"{path}: {error.strerror or error}") from None
+    if content is None:
+        raise InputError(f"{path}: more than {MAX_BYTES >> 20} MiB: not a profile")
+    return parse_profile(content, str(path))
 
 
 def parse_profile(content: bytes | str, source: str) -> Profile:

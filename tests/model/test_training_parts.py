@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -87,6 +88,12 @@ def test_phases() -> None:
     assert (phases[400].kl_weight, phases[400].coarse_weight) == (0.0, 1.0)
     assert (phases[450].kl_weight, phases[450].coarse_weight) == (0.5, 0.5)
     assert {(p.kl_weight, p.coarse_weight) for p in phases[500:]} == {(1.0, 0.0)}  # the paper's loss
+
+
+def test_the_weight_of_the_kl_term_is_ramped_too() -> None:
+    recipe = make_recipe(samples=100, batch=1, warm_start="joint", warm_share=0.3, ramp_share=0.2, kl_weight=3.0)
+    weights = [Schedule(recipe, recipe.lr).at(step).kl_weight for step in (29, 40, 50, 99)]
+    assert weights == pytest.approx([0.0, 1.5, 3.0, 3.0])
 
 
 def test_vim_is_plain_throughout() -> None:
@@ -215,8 +222,11 @@ def test_initialise_twice_does_not_shrink_the_residual_branches() -> None:
     assert float(model.blocks()[0].mixer.out_proj.weight.detach().std()) == pytest.approx(first, rel=0.2)
 
 
-def test_the_ranking_is_taught_where_the_loss_depends_on_the_pixels() -> None:
-    model = tiny()
+@pytest.mark.parametrize(
+    ("changes", "scale"), [({}, 0.01), ({"ema_start": "first"}, 1.0), ({"beta": 0.5}, 0.5), ({"beta": 1.0}, 1.0)]
+)
+def test_the_ranking_is_taught_where_the_loss_depends_on_the_pixels(changes: dict[str, Any], scale: float) -> None:
+    model = tiny(**changes)
     image = torch.randn(2, 1, 64, 64)
     importance = torch.full((2, 16), 0.02).requires_grad_()
     same = teach_ranking(image, importance, model.config, strength=0.5)
@@ -224,10 +234,10 @@ def test_the_ranking_is_taught_where_the_loss_depends_on_the_pixels() -> None:
     # A loss of region 5 (row 1, column 1) alone: whatever its sign, that region should rank first.
     same[:, :, 16:32, 16:32].square().sum().backward()
     assert importance.grad is not None
-    # softmax of equal scores less the target, times strength over batch, over the scale 1 - beta of the average.
+    # softmax of equal scores less the target, times strength over batch, over the average's scale: 1 - beta from 0.
     expected = torch.full((2, 16), 1 / 16)
     expected[:, 5] -= 1.0
-    torch.testing.assert_close(importance.grad, expected * 0.5 / 2 / (1 - model.config.beta))
+    torch.testing.assert_close(importance.grad, expected * 0.5 / 2 / scale)
 
 
 def test_region_saliency_by_hand() -> None:

@@ -90,6 +90,15 @@ def test_refines_when_there_is_time_and_not_when_there_is_none() -> None:
     assert (found.ms, found.elapsed_ms) == (16.5, pytest.approx(16.0))
 
 
+def test_what_comes_after_the_stages_is_measured_too() -> None:
+    machine = Machine(after=3.0)
+    deadline = warm(16.5, Machine())
+    deadline._clock = machine
+    # 5 coarse + 10 fine + 3 after, where 1 was known.
+    assert essence(one_batch(deadline, machine, [0.2])) == [("fine", False, False)]
+    assert essence(one_batch(deadline, machine, [0.2])) == [("coarse", True, True)]
+
+
 def test_in_a_batch_the_least_sure_come_first() -> None:
     machine = Machine()
     # Of 30 ms 24 are left after the coarse stage and what follows: two images of ten.

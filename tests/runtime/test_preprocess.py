@@ -174,6 +174,19 @@ def test_a_tensor_is_taken_as_it_is() -> None:
     assert prepared.view.size == (WIDTH, HEIGHT)
 
 
+def test_the_view_of_a_tensor_is_the_picture_it_was_made_of() -> None:
+    pixels = RNG.integers(0, 256, (HEIGHT, WIDTH, 3), np.uint8)
+    make = preprocessor(mean=(0.4, 0.5, 0.6), std=(0.2, 0.25, 0.3))
+    view = make(make(pixels).tensor, keep_view=True).view
+    np.testing.assert_array_equal(np.asarray(view), pixels)
+
+
+def test_every_level_of_16_bits_that_8_bits_have_is_that_level() -> None:
+    wanted = np.arange(HEIGHT * WIDTH).reshape(HEIGHT, WIDTH) % 256
+    tensor = preprocessor("L")(Image.fromarray((wanted * 257).astype(np.uint16))).tensor
+    np.testing.assert_allclose(tensor[0] * 255, wanted, rtol=0, atol=1e-3)
+
+
 @pytest.mark.parametrize("size", [(1, 1), (1, 5000), (5000, 1), (3, 2)])
 def test_tiny_and_narrow_pictures(size: tuple[int, int]) -> None:
     prepared = preprocessor()(flat((10, 20, 30), size=size), keep_view=True)

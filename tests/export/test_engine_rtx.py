@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 
 import trt_library
@@ -143,9 +144,14 @@ def test_a_graph_that_the_parser_refuses_leaves_the_bundle_as_it_was(
 ) -> None:
     folder, _, _ = digits
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    monkeypatch.setattr("mscope.export.engine.derive.onnx_file", lambda *arguments: "manifest.json")
+    image = onnx.helper.make_tensor_value_info("image", onnx.TensorProto.FLOAT, ["B", 1, 64, 64])
+    logits = onnx.helper.make_tensor_value_info("logits", onnx.TensorProto.FLOAT, ["B", 10])
+    node = onnx.helper.make_node("NoSuchOp", ["image"], ["logits"])
+    foreign = tmp_path / "foreign.onnx"
+    onnx.save(onnx.helper.make_model(onnx.helper.make_graph([node], "g", [image], [logits])), foreign)
+    monkeypatch.setattr("mscope.export.engine.derive.onnx_file", lambda *arguments: str(foreign))
     monkeypatch.setattr(cache, "take", lambda *arguments: None)
-    with pytest.raises(BackendError, match="tensorrt-rtx engine coarse fp16"):
+    with pytest.raises(BackendError, match=r"tensorrt-rtx engine coarse fp16: the ONNX parser of .* refuses the graph"):
         revise_bundle(folder, ("fp16",), WISH, parity=False)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
     assert [path.name for path in folder.parent.iterdir()] == ["bundle"]

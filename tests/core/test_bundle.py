@@ -135,9 +135,9 @@ def test_a_folder_whose_name_is_not_utf_8_is_refused_at_once(built: Path) -> Non
 
 def test_names_of_files_that_are_not_utf_8_are_text(built: Path) -> None:
     manifest = load_manifest(built)
-    weights = Weights(origin="file", name=os.fsdecode(b"caf\xff.pth"), sha256="0" * 64)
+    weights = Weights(origin="file", name=os.fsdecode(b"caf\xff\x1b[2J.pth"), sha256="0" * 64)
     write_manifest(built, manifest.model_copy(update={"weights": weights}))
-    assert load_manifest(built).weights.name == r"caf\udcff.pth"
+    assert load_manifest(built).weights.name == r"caf\udcff\x1b[2J.pth"
 
 
 def edit(built: Path, **changes: object) -> None:
@@ -180,6 +180,13 @@ def edit(built: Path, **changes: object) -> None:
             r"preprocessing\.mean .* 1 chan",
         ),
         ({"preprocessing": {"mode": "L", "resize": 64, "mean": [0.5], "std": []}}, r"preprocessing\.std .* 1 channels"),
+        ({"labels": [*"012345678", "9\x1b]0;owned\x07"]}, "labels.9: a text with a control character"),
+        ({"tools": {"torch": "2.13\nkernel: native"}}, "tools.torch: a text with a control character"),
+        ({"tools": {"\x9b2J": "1"}}, r"tools.\\x9b2J: a text with a control character"),
+        (
+            {"weights": {"origin": "random", "seed": 0, "derived": ["a\u2028"]}},
+            "weights.derived.0: a text with a control",
+        ),
         ({"files": {}}, "does not list"),
         ({"stages": {}}, "stages of mambascope"),
         ({"config": {"arch": "mambascope", "size": "x", "height": 65}}, "multiple of"),

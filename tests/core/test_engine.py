@@ -38,6 +38,7 @@ def test_round_trip(tmp_path: Path) -> None:
         ("graph_sha256", "zz"),
         ("launches_per_block", float("inf")),
         ("surprise", 1),
+        ("gpu_name", "H200\x1b[2J"),
     ],
 )
 def test_what_does_not_fit_is_named(tmp_path: Path, field: str, value: object) -> None:

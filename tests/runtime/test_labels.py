@@ -35,6 +35,7 @@ def test_a_file_of_labels(tmp_path: Path) -> None:
         (b"", "0 labels"),
         (b"a\n\nc\n", "line 2 is empty"),
         (b"\xff\xfe\x00", "not UTF-8"),
+        (b"a\nb\x1b[2J\nc\n", "line 2 has a control character"),
     ],
 )
 def test_bad_files(tmp_path: Path, content: bytes, message: str) -> None:

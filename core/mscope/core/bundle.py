@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from mscope.core.contract import OP_VERSION
 from mscope.core.errors import BundleError, InputError
-from mscope.core.files import folder_beside, write_text_atomically
+from mscope.core.files import control_character_in, folder_beside, readable, write_text_atomically
 from mscope.core.manifest import MANIFEST, SCHEMA, FileRecord, Manifest
 
 _MAX_MANIFEST_BYTES = 16 << 20
@@ -150,16 +150,14 @@ def parse_manifest(content: Any, path: Path) -> Manifest:
             "build the bundle again with 'mscope-export build'"
         )
     try:
-        return Manifest.model_validate(content)
+        manifest = Manifest.model_validate(content)
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(_printable(part) for part in first["loc"]) or "manifest"
+        where = readable(".".join(str(part) for part in first["loc"])[:200]) or "manifest"
         raise BundleError(f"{path}: {where}: {first['msg']}; build the bundle again") from None
-
-
-def _printable(key: object) -> str:
-    # Of a foreign file: it may hold a newline, or what a terminal takes for a command.
-    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in str(key)[:200])
+    if found := control_character_in(content):
+        raise BundleError(f"{path}: {found}: a text with a control character in it; build the bundle again")
+    return manifest
 
 
 def _check_name(folder: Path) -> None:

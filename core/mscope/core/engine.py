@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from mscope.core.contract import Stage
 from mscope.core.errors import BundleError
+from mscope.core.files import control_character_in, readable
 from mscope.core.manifest import Precision, Sha256
 
 Flavour = Literal["tensorrt", "tensorrt-rtx"]
@@ -69,12 +70,15 @@ def load_engine_record(engine: Path) -> EngineRecord:
     try:
         if path.stat().st_size > _MAX_BYTES:
             raise BundleError(f"{path} is not an engine's record: larger than {_MAX_BYTES} bytes")
-        return EngineRecord.model_validate_json(path.read_bytes())
+        record = EngineRecord.model_validate_json(path.read_bytes())
     except OSError as error:
         raise BundleError(
             f"{path}: {error.strerror or error}; an engine is not loaded without its record: build the bundle again"
         ) from None
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "content"
+        where = readable(".".join(str(part) for part in first["loc"])[:200]) or "content"
         raise BundleError(f"{path}: {where}: {first['msg']}; build the bundle again") from None
+    if found := control_character_in(record.model_dump(mode="json")):
+        raise BundleError(f"{path}: {found}: a text with a control character in it; build the bundle again")
+    return record

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from mscope.core.errors import InputError
+
+# C0 but for the tab, delete, C1, and what Unicode ends a line with.
+_CONTROL = re.compile("[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029]")
 
 
 @contextlib.contextmanager
@@ -48,8 +52,28 @@ def read_within(path: Path, most: int) -> bytes | None:
 
 
 def readable(name: str) -> str:
-    """The name of somebody's file as text: a byte that is not UTF-8 is spelt out, `\\udcff`."""
-    return name.encode("utf-8", "backslashreplace").decode()
+    """Somebody's name for something as text. Spelt out: bytes that are not UTF-8, `\\udcff`, and control characters."""
+    text = name.encode("utf-8", "backslashreplace").decode()
+    return _CONTROL.sub(lambda match: repr(match[0])[1:-1], text)
+
+
+def control_character_in(content: Any) -> str | None:
+    """Where parsed JSON holds a text with a control character, as keys and indices; None where none does.
+
+    A tab is no command.
+    """
+    waiting: list[tuple[str, Any]] = [("", content)]
+    while waiting:
+        where, value = waiting.pop()
+        if isinstance(value, str):
+            if _CONTROL.search(value):
+                return readable(where[:200])
+        elif isinstance(value, Mapping):
+            for key, held in value.items():
+                waiting += [(f"{where}.{key}".lstrip("."), part) for part in (key, held)]
+        elif isinstance(value, list):
+            waiting += [(f"{where}.{index}".lstrip("."), part) for index, part in enumerate(value)]
+    return None
 
 
 @contextlib.contextmanager

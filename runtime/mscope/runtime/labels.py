@@ -6,7 +6,7 @@ from functools import cache
 from pathlib import Path
 
 from mscope.core.errors import InputError
-from mscope.core.files import read_within
+from mscope.core.files import control_character_in, read_within
 
 _IMAGENET = Path(__file__).parent / "data" / "imagenet_labels.txt"
 _MAX_BYTES = 64 << 20
@@ -30,7 +30,8 @@ def labels_from_file(path: str | Path, classes: int) -> tuple[str, ...]:
         classes: how many names there must be.
 
     Raises:
-        InputError: the file cannot be read, is no UTF-8 text, has an empty line or another number of names.
+        InputError: the file cannot be read, is no UTF-8 text, has an empty line, a control character or another
+            number of names.
     """
     path = Path(path)
     try:
@@ -47,4 +48,6 @@ def labels_from_file(path: str | Path, classes: int) -> tuple[str, ...]:
         raise InputError(f"{path}: {len(names)} labels, the model has {classes} classes: give one name a line")
     if "" in names:
         raise InputError(f"{path}: line {names.index('') + 1} is empty: every class needs a name")
+    if where := control_character_in(list(names)):
+        raise InputError(f"{path}: line {int(where) + 1} has a control character in it: names are plain text")
     return names

@@ -162,6 +162,17 @@ def test_an_output_that_shares_memory_is_refused() -> None:
         cuda.bidirectional_selective_scan(*both, out=inside)
     with pytest.raises(InputError, match="y shares memory with xz"):
         cuda.bidirectional_selective_scan(*both, out=given["xz"][..., channels:])
+    # Rows may run backwards, as in CuPy: the first is the last in memory.
+    x, *others = (tensor.numpy() for tensor in scanned)
+    memory = np.zeros((batch + 1, length, channels), np.float32)
+    backwards, apart = memory[:batch, ::-1], np.zeros_like(x)
+    backwards[:] = x
+    with pytest.raises(InputError, match="y shares memory with x"):
+        cuda.selective_scan(*map(Interface, (backwards, *others)), out=Interface(memory[1:]))
+    cuda.selective_scan(*map(Interface, (backwards, *others)), out=Interface(apart))
+    expected = torch.zeros_like(given["x"])
+    cuda.selective_scan(*scanned, out=expected)
+    np.testing.assert_array_equal(apart, expected.numpy())
     wide = torch.zeros(1, batch * length, 2 * channels)
     taps = {"weight": given["weight"], "bias": given["bias"]}
     with pytest.raises(InputError, match="y shares memory with xz"):

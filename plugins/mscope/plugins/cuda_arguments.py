@@ -36,9 +36,11 @@ class Array:
         return Array(self.pointer + offset, shape, self.strides, self.dtype, self.device, self.owner)
 
     def span(self) -> tuple[int, int]:
-        """The bytes from its first element to its last, as addresses."""
-        reach = sum((size - 1) * stride for size, stride in zip(self.shape, self.strides, strict=True))
-        return self.pointer, self.pointer + (reach + 1) * ITEM_BYTES[self.dtype]
+        """The bytes from its lowest element to its highest, as addresses: rows may run backwards. It has elements."""
+        reach = [(size - 1) * stride for size, stride in zip(self.shape, self.strides, strict=True)]
+        low, high = sum(r for r in reach if r < 0), sum(r for r in reach if r > 0)
+        item = ITEM_BYTES[self.dtype]
+        return self.pointer + low * item, self.pointer + (high + 1) * item
 
     def dense(self) -> bool:
         """Whether the span holds its elements and nothing else."""
@@ -244,8 +246,9 @@ class _Checker:
         first, end = array.span()
         for other, given in read:
             # Views may lie between each other's rows: two spans that meet say something of dense arrays alone.
-            meets = given.pointer < end and first < given.span()[1]
-            if given.pointer == first or (meets and array.dense() and given.dense()):
+            theirs = given.span()
+            meets = theirs[0] < end and first < theirs[1]
+            if given.pointer == array.pointer or (meets and array.dense() and given.dense()):
                 raise InputError(f"{name} shares memory with {other}: give it memory of its own")
         return rows
 

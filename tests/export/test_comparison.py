@@ -10,9 +10,9 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from mscope.core.console import OLDEST_POLYGRAPHY
 from mscope.core.errors import MscopeError
 from mscope.export.comparison import Distance, check_comparator, compare_outputs
-from mscope.runtime.doctor.software import OLDEST_POLYGRAPHY
 
 
 def distance(got: npt.ArrayLike, expected: npt.ArrayLike) -> Distance:

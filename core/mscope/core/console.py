@@ -27,6 +27,8 @@ EXTRAS = {
     "torch": "export", "onnx": "export", "onnxscript": "export", "safetensors": "export", "polygraphy": "export",
     "sklearn": "calib", "matplotlib": "calib", "av": "video",
 }  # fmt: skip
+#: The first of Polygraphy's releases with a class for each measure, several of them in one comparison.
+OLDEST_POLYGRAPHY = "0.53.4"
 
 
 def examples(*commands: str) -> str:

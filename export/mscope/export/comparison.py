@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from mscope.core.console import OLDEST_POLYGRAPHY
 from mscope.core.errors import MscopeError
-from mscope.runtime.doctor.software import OLDEST_POLYGRAPHY
 
 _RUNNERS = ("variant", "reference")
 Array = npt.NDArray[Any]

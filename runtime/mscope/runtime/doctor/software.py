@@ -6,12 +6,11 @@ import re
 import warnings
 from dataclasses import replace
 
+from mscope.core.console import OLDEST_POLYGRAPHY
 from mscope.core.errors import BackendError
 from mscope.runtime.doctor.finding import Finding
 from mscope.runtime.doctor.host import Host, numbers_of
 
-# The first of its releases with a class for each measure, several of them in one comparison.
-OLDEST_POLYGRAPHY = "0.53.4"
 _NUMPY_2 = (1, 19)  # the first ONNX Runtime that takes numpy 2
 
 

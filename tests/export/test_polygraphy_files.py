@@ -242,7 +242,7 @@ def test_what_is_there_stays(bundle: Path, tmp_path: Path, monkeypatch: pytest.M
     (tmp_path / "full" / "mine").write_text("mine")
     for target in (tmp_path / "full", tmp_path / "full" / "mine", bundle):
         before = sorted(tmp_path.rglob("*"))
-        refused(monkeypatch, bundle, target, [], r"exists and is not an empty folder: choose another --polygraphy")
+        refused(monkeypatch, bundle, target, [], r"exists and is not an empty folder: name another one")
         assert sorted(tmp_path.rglob("*")) == before
 
 

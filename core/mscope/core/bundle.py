@@ -17,8 +17,9 @@ from pydantic import ValidationError
 
 from mscope.core.contract import OP_VERSION
 from mscope.core.errors import BundleError, InputError
-from mscope.core.files import control_character_in, folder_beside, readable, write_text_atomically
+from mscope.core.files import folder_beside, write_text_atomically
 from mscope.core.manifest import MANIFEST, SCHEMA, FileRecord, Manifest
+from mscope.core.text import control_character_in, readable
 
 _MAX_MANIFEST_BYTES = 16 << 20
 

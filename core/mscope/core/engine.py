@@ -9,8 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from mscope.core.contract import Stage
 from mscope.core.errors import BundleError
-from mscope.core.files import control_character_in, readable
 from mscope.core.manifest import Precision, Sha256
+from mscope.core.text import control_character_in, readable
 
 Flavour = Literal["tensorrt", "tensorrt-rtx"]
 SmVersion = Annotated[str, Field(pattern=r"^sm_[0-9]{2,3}$")]

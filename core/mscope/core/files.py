@@ -1,20 +1,16 @@
-"""Files and folders that are written whole or not at all."""
+"""Files and folders that are written whole or not at all, and files that are read up to a limit."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from mscope.core.errors import InputError
-
-# C0 but for the tab, delete, C1, and what Unicode ends a line with.
-_CONTROL = re.compile("[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029]")
 
 
 @contextlib.contextmanager
@@ -51,31 +47,6 @@ def read_within(path: Path, most: int) -> bytes | None:
     return content if len(content) <= most else None
 
 
-def readable(name: str) -> str:
-    """Somebody's name for something as text. Spelt out: bytes that are not UTF-8, `\\udcff`, and control characters."""
-    text = name.encode("utf-8", "backslashreplace").decode()
-    return _CONTROL.sub(lambda match: repr(match[0])[1:-1], text)
-
-
-def control_character_in(content: Any) -> str | None:
-    """Where parsed JSON holds a text with a control character, as keys and indices; None where none does.
-
-    A tab is no command.
-    """
-    waiting: list[tuple[str, Any]] = [("", content)]
-    while waiting:
-        where, value = waiting.pop()
-        if isinstance(value, str):
-            if _CONTROL.search(value):
-                return readable(where[:200])
-        elif isinstance(value, Mapping):
-            for key, held in value.items():
-                waiting += [(f"{where}.{key}".lstrip("."), part) for part in (key, held)]
-        elif isinstance(value, list):
-            waiting += [(f"{where}.{index}".lstrip("."), part) for index, part in enumerate(value)]
-    return None
-
-
 @contextlib.contextmanager
 def folder_beside(target: Path) -> Iterator[Path]:
     """A new folder beside `target`, to be renamed to it; what is left under its own name at the end goes.
@@ -95,6 +66,12 @@ def folder_beside(target: Path) -> Iterator[Path]:
         shutil.rmtree(work, ignore_errors=True)
 
 
+def check_new_folder(target: Path) -> None:
+    """Raises InputError where `new_folder` would for what `target` is: for the start of work that ends in one."""
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise InputError(f"{target} exists and is not an empty folder: name another one, or remove it")
+
+
 @contextlib.contextmanager
 def new_folder(target: Path) -> Iterator[Path]:
     """A folder that gets the name `target` when the block ends well, and vanishes when it does not.
@@ -103,8 +80,7 @@ def new_folder(target: Path) -> Iterator[Path]:
         InputError: `target` exists and is no empty folder, or its parent cannot be written.
     """
     target = target.resolve()
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise InputError(f"{target} exists and is not an empty folder: name another one, or remove it")
+    check_new_folder(target)
     with folder_beside(target) as work:
         yield work
         work.rename(target)

@@ -8,7 +8,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 
 from mscope.core.config import ModelConfig
 from mscope.core.contract import OP_VERSION, Stage
-from mscope.core.files import readable
+from mscope.core.text import readable
 
 SCHEMA = 1
 MANIFEST = "manifest.json"

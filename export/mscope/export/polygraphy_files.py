@@ -15,7 +15,7 @@ import numpy as np
 from mscope.core.config import ModelConfig
 from mscope.core.contract import Stage, Tensor, graphs
 from mscope.core.errors import InputError
-from mscope.core.files import new_folder
+from mscope.core.files import check_new_folder, new_folder
 from mscope.core.manifest import Manifest, Precision
 from mscope.export.bounds import tolerance
 from mscope.export.engine.plugin_onnx import write_graphs
@@ -26,8 +26,7 @@ _MOST_BYTES = 256 << 20
 
 def check_target(folder: Path, config: ModelConfig, images: int) -> None:
     """Raises InputError where files for so many images cannot be written into `folder`, before they are computed."""
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError(f"{folder} exists and is not an empty folder: choose another --polygraphy, or remove it")
+    check_new_folder(folder)
     tensors = [tensor for graph in graphs(config) for tensor in (*graph.inputs, *graph.outputs)]
     size = images * sum(map(_bytes_of_one, tensors)) * 4 // 3  # base64
     if size > _MOST_BYTES:

@@ -6,7 +6,8 @@ from functools import cache
 from pathlib import Path
 
 from mscope.core.errors import InputError
-from mscope.core.files import control_character_in, read_within
+from mscope.core.files import read_within
+from mscope.core.text import control_character_in
 
 _IMAGENET = Path(__file__).parent / "data" / "imagenet_labels.txt"
 _MAX_BYTES = 64 << 20

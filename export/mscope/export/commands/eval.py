@@ -66,7 +66,7 @@ def evaluate(
     from mscope.core.bundle import load_manifest
     from mscope.core.cascade import check_eta
     from mscope.core.errors import InputError
-    from mscope.core.files import readable
+    from mscope.core.text import readable
 
     check_level(level)
     plain_bundle = load_manifest(bundle, check_files=False).config.arch == "vim"

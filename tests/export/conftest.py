@@ -12,6 +12,8 @@ import pytest
 
 from mscope.core.config import ModelConfig, make_config
 from mscope.core.contract import Stage
+from mscope.export.build import build_bundle
+from mscope.export.options import BuildOptions
 from mscope.export.passes.mixers import split_mixers
 from mscope.export.to_onnx import onnx_from_model
 from mscope.model.backbone import Backbone
@@ -50,6 +52,14 @@ def written(network: Backbone) -> dict[Stage, onnx.ModelProto]:
 def exported(written: dict[Stage, onnx.ModelProto]) -> dict[Stage, onnx.ModelProto]:
     """The same with the mixers taken apart, as everything that works on graphs gets them; not to be modified."""
     return {stage: split_mixers(copy.deepcopy(model)) for stage, model in written.items()}
+
+
+@pytest.fixture(scope="session")
+def one_block(small: Callable[..., ModelConfig], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle of one block, fp32 and fp16 graphs; not to be modified."""
+    folder = tmp_path_factory.mktemp("one-block") / "bundle"
+    build_bundle(BuildOptions(small(depth=1), seed=1, out=folder, precisions=("fp16",)))
+    return folder
 
 
 @pytest.fixture

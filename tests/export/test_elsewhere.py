@@ -25,17 +25,9 @@ from mscope.plugins.trt_source import source_folder
 SOURCE = {f"plugin/{name}" for name in source_folder()}
 
 
-@pytest.fixture(scope="module")
-def built(small: Callable[..., ModelConfig], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One block, fp32 and fp16 graphs; not to be modified."""
-    folder = tmp_path_factory.mktemp("built") / "bundle"
-    build_bundle(BuildOptions(small(depth=1), seed=1, out=folder, precisions=("fp16",)))
-    return folder
-
-
 @pytest.fixture
-def bundle(built: Path, tmp_path: Path) -> Path:
-    shutil.copytree(built, tmp_path / "bundle")
+def bundle(one_block: Path, tmp_path: Path) -> Path:
+    shutil.copytree(one_block, tmp_path / "bundle")
     return tmp_path / "bundle"
 
 

@@ -201,7 +201,7 @@ class TestScratch:
         session = session_of(model_of(OP_SCAN, values), library=library)
         feeds = feeds_of(session, values)
         alone = session.run(None, feeds)[0]
-        host.host_wait_for_another(1000)
+        host.host_wait_for_another(250)
         try:
             with ThreadPoolExecutor(2) as pool:
                 both = [pool.submit(session.run, None, feeds) for _ in range(2)]

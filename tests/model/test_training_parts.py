@@ -151,6 +151,24 @@ def test_weight_decay_spares_what_it_must() -> None:
     }
 
 
+def test_two_steps_of_adamw_by_hand() -> None:
+    layer = torch.nn.Linear(1, 1, bias=False, dtype=torch.float64)
+    optimizer = adamw(layer, 0.05)
+    rate, weight = 0.01, float(layer.weight.detach())
+    mean = square = 0.0
+    for step, gradient in enumerate((1.0, -0.25), 1):
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        layer.weight.grad = torch.full_like(layer.weight, gradient)
+        optimizer.step()
+        # Loshchilov and Hutter, algorithm 2, with Adam's usual moments.
+        mean = 0.9 * mean + 0.1 * gradient
+        square = 0.999 * square + 0.001 * gradient**2
+        unbiased = mean / (1 - 0.9**step) / (math.sqrt(square / (1 - 0.999**step)) + 1e-8)
+        weight -= rate * (unbiased + 0.05 * weight)
+        assert float(layer.weight.detach()) == pytest.approx(weight, abs=1e-12)
+
+
 def test_derived_stages_follow_the_rule() -> None:
     model = tiny()
     before = copy.deepcopy(model.state_dict())

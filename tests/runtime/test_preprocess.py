@@ -111,6 +111,8 @@ def rgb_with_key() -> Image.Image:
         (flat((200, 100, 50, 0), "RGBA"), [255, 255, 255]),
         (flat((200, 100, 50, 128), "RGBA"), [227, 177, 152]),
         (flat((100, 0), "LA"), [255, 255, 255]),
+        (flat((100, 128), "LA").convert("La"), [177, 177, 177]),
+        (flat((200, 100, 50, 128), "RGBA").convert("RGBa"), [227, 177, 152]),
         (palette_picture(transparent=False), [200, 100, 50]),
         (palette_picture(transparent=True), [255, 255, 255]),
         (rgb_with_key(), [255, 255, 255]),
@@ -250,6 +252,20 @@ def test_bad_files_are_one_line_that_names_them(tmp_path: Path, content: bytes, 
     assert "\n" not in str(caught.value)
 
 
+def test_a_picture_that_may_not_be_read_is_not_called_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Root may read everything, so the refusal is played.
+    path = tmp_path / "x.jpg"
+    path.write_bytes(jpeg())
+
+    def refused(self: Path, *_: object) -> None:
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "open", refused)
+    with pytest.raises(InputError) as caught:
+        preprocessor()(path)
+    assert str(caught.value) == f"{path}: permission denied"
+
+
 def test_every_truncation_is_an_input_error(tmp_path: Path) -> None:
     path = tmp_path / "x.png"
     buffer = io.BytesIO()
@@ -275,6 +291,7 @@ def test_the_limit_is_pillows() -> None:
         (np.zeros((5, 5, 2), np.uint8), "uint8 array of shape"),
         (np.zeros((3, HEIGHT, WIDTH)), "got dtype float64, expected float32"),
         (np.zeros((3, WIDTH, HEIGHT), np.float32), r"got shape \(3, 48, 64\), expected \(3, 64, 48\)"),
+        (np.zeros((1, 3, HEIGHT, WIDTH), np.float32), r"got shape \(1, 3, 64, 48\), expected \(3, 64, 48\)$"),
         (np.full((3, HEIGHT, WIDTH), np.nan, np.float32), "NaN or infinite"),
         (17, "a path, a PIL image or a numpy array is needed, got int"),
         (flat(-5, "I"), "32-bit pixels"),

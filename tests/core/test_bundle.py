@@ -54,6 +54,7 @@ def test_round_trip(built: Path) -> None:
     assert manifest.schema_version == SCHEMA
     assert manifest.config == config_for("digits")
     assert not manifest.weights.trained
+    assert manifest.weights.describe() == "random (seed 0): untrained, its answers mean nothing"
     assert sorted(p.name for p in built.parent.iterdir()) == ["bundle"]
 
 
@@ -154,7 +155,21 @@ def edit(built: Path, **changes: object) -> None:
         ({"schema_version": "1"}, "no schema_version"),
         ({"op_version": OP_VERSION - 1}, f"version {OP_VERSION - 1} of the ops, .*has version {OP_VERSION}: build"),
         ({"surprise": 1}, "surprise"),
-        ({"default_eta": 2}, "default_eta"),
+        ({"default_eta": 1.5}, "default_eta"),
+        ({"default_eta": -0.5}, "default_eta"),
+        *(
+            ({"eta_curve": [{"eta": 0.5, "accuracy": 0.9, "exit_rate": 0.5, "gmacs": 1.0} | {name: value}]}, name)
+            for name, value in (
+                ("eta", 1.5),
+                ("eta", -0.5),
+                ("accuracy", 1.5),
+                ("accuracy", -0.5),
+                ("exit_rate", 1.5),
+                ("exit_rate", -0.5),
+                ("gmacs", -0.5),
+                ("latency_ms", -0.5),
+            )
+        ),
         ({"labels": ["one"]}, "1 labels for 10 classes"),
         *(
             ({"files": {name: {"sha256": "0" * 64, "bytes": 1}}}, "files.*String should match pattern")

@@ -25,6 +25,9 @@ def test_round_trip(tmp_path: Path) -> None:
     assert sidecar_of(engine).name == "coarse.fp16.sm_87.engine.json"
     sidecar_of(engine).write_text(RECORD.model_dump_json())
     assert load_engine_record(engine) == RECORD
+    fixed = RECORD.model_copy(update={"batch": (4, 4, 4)})
+    sidecar_of(engine).write_text(fixed.model_dump_json())
+    assert load_engine_record(engine) == fixed
 
 
 @pytest.mark.parametrize(
@@ -34,6 +37,8 @@ def test_round_trip(tmp_path: Path) -> None:
         ("compute_capabilities", []),
         ("batch", [2, 1, 8]),
         ("batch", [0, 1, 8]),
+        ("batch", [1, 9, 8]),
+        ("launches", -1),
         ("precision", "fp12"),
         ("graph_sha256", "zz"),
         ("launches_per_block", float("inf")),

@@ -15,6 +15,7 @@ def test_a_file_takes_the_place_of_the_old_one(tmp_path: Path) -> None:
     for text in ("old", "new"):
         write_text_atomically(path, text)
     assert path.read_text() == "new"
+    assert path.stat().st_mode & 0o777 == 0o644, "others may read it, unlike a temporary file"
     assert list(tmp_path.iterdir()) == [path]
 
 

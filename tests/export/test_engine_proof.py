@@ -65,11 +65,41 @@ def test_a_dishonest_engine_is_not(proof_case: Any) -> None:
     wide = tuple(layer.model_copy(update={"outputs": ("float32",)}) for layer in honest[:1])
     with pytest.raises(BackendError, match=r"patch_embed/MatMul computes in .*float32.*, not float16"):
         prove_engine(model, request, result(network=(*wide, *honest[1:])))
+    mixed = honest[-1].model_copy(update={"outputs": ("float16", "float32")})
+    with pytest.raises(BackendError, match=r"plugin layer .* writes float16, float32, not float16"):
+        prove_engine(model, request, result(network=(*honest[:-1], mixed)))
+    with pytest.raises(BackendError, match="the network has no product called patch_embed/MatMul"):
+        prove_engine(model, request, result(network=honest[1:]))
     slow = listed[2].model_copy(update={"types": ("float32",)})
     with pytest.raises(BackendError, match=r"the engine computes layers\.0/mixer/x_proj in float32, not float16"):
         prove_engine(model, request, result(layers=(*listed[:2], slow, *listed[3:])))
     with pytest.raises(BackendError, match="1 ops are not among the engine's layers"):
         prove_engine(model, request, result(layers=listed[:-1]))
+
+
+def test_an_engine_of_function_bodies_is_held_to_its_products(proof_case: Any) -> None:
+    model, request, result = proof_case
+    request = request.model_copy(update={"plugin": None})
+    products = tuple(layer for layer in result().network if layer.kind == "MATRIX_MULTIPLY")
+    loops = network(("scan", "RECURRENCE", "float32"), ("scan", "LOOP_OUTPUT", "float32"))
+    listed = tuple(EngineLayer(name=layer.name, kind="gemm", types=("float16",)) for layer in products)
+    proof = prove_engine(model, request, result(network=(*products, *loops), layers=listed))
+    assert (proof.ops_by_plugin, proof.products, proof.proved) == (0, 11, 11)
+    assert proof.describe().startswith("ops by their function bodies; 11 of 11 products shown in 11 layers")
+    wide = products[0].model_copy(update={"inputs": ("float32", "float32")})
+    with pytest.raises(BackendError, match=r"float32.*, not float16"):
+        prove_engine(model, request, result(network=(wide, *products[1:], *loops), layers=listed))
+
+
+def test_a_product_is_wrong_where_no_layer_shows_its_type(proof_case: Any) -> None:
+    """A quantised product's scales may be a kernel of their own that bears its name, before it or after."""
+    model, request, result = proof_case
+    listed = result().layers
+    scales = listed[0].model_copy(update={"kind": "kgen", "types": ("float32",)})
+    for layers in ((scales, *listed), (*listed, scales)):
+        assert prove_engine(model, request, result(layers=layers)).proved == 11
+    with pytest.raises(BackendError, match="the engine computes patch_embed/MatMul in float32, not float16"):
+        prove_engine(model, request, result(layers=(scales, *listed[1:])))
 
 
 def test_layers_are_read_from_the_builders_list() -> None:

@@ -9,6 +9,7 @@ import torch
 
 from mscope.core.cascade import select_regions
 from mscope.core.config import config_for
+from mscope.core.contract import graph_for
 from mscope.core.cost import parameter_count
 from mscope.core.geometry import coarse_grid, fine_grid, fine_indices, token_counts
 from mscope.model import scan
@@ -241,6 +242,9 @@ def test_the_fine_sequence_of_every_ablation(
         monkeypatch.setattr(model, "encode", lambda tokens: (entered.append(tokens) or tokens, None))
         logits = model.fine(image, coarse.features, coarse.embeddings, selected, remaining)
     features = coarse.features[0].numpy()
+    assert {tensor.name: tensor.axes[1:] for tensor in graph_for(model.config, "coarse").outputs} == {
+        name: tuple(getattr(coarse, name).shape[1:]) for name in ("logits", "importance", "features", "embeddings")
+    }
     regions, patches = coarse_grid(model.config), embed(state, image[0].numpy(), model.config.patch)
     middle = fine_grid(model.config).count // 2
     positions, position = np.delete(state["pos_embed"][0], middle, axis=0), state["pos_embed"][0, middle]

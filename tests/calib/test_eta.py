@@ -137,6 +137,16 @@ def test_latency_and_energy_are_bounded_by_what_was_measured(study: Study) -> No
     assert report.choice.costs["energy"] <= 0.03 * (1 + 1e-9)
     with pytest.raises(InputError, match="needs measured energy"):
         calibrate_eta(one(study), Target("energy", 0.03))
+    unmeasured = Observed(**{**vars(study.bundles[1]), "latency": None})
+    with pytest.raises(InputError, match="needs the latency measured"):
+        calibrate_eta(Study(study.dataset, (study.bundles[0], unmeasured)), Target("latency", 2.0), write=False)
+
+
+def test_pictures_left_out_are_told_of(study: Study) -> None:
+    object.__setattr__(study.bundles[0].outputs, "skipped", ("a.png: damaged", "b.png: damaged"))
+    report = calibrate_eta(one(study), Target("accuracy", 0.5), resamples=10, write=False)
+    assert report.calibration.skipped == 2
+    assert "2 pictures could not be read and were left out" in report.warnings
 
 
 def test_a_fitted_temperature_is_stored_and_the_runtime_uses_it(study: Study) -> None:

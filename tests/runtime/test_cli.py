@@ -156,6 +156,17 @@ def test_save_outputs_of_plain_vim(run: Run, vim_bundle: Path, tmp_path: Path, p
         assert sorted(saved) == ["logits", "sources", "untrained"]
 
 
+def test_a_folder_that_cannot_be_made_is_named(run: Run, bundle: Path, tmp_path: Path, pictures: Path) -> None:
+    target = tmp_path / ("n" * 300)
+    for option, path in (("--save-vis", target), ("--save-outputs", target / "o.npz")):
+        status, out, err = run(pictures, "--bundle", bundle, option, path)
+        assert (status, out) == (2, "")
+        assert f"{target}: cannot make this folder: File name too long" in err
+    status, out, err = run(pictures, "--bundle", bundle, "--save-outputs", f"{target}.npz")
+    assert (status, out) == (2, "")
+    assert f"{target}.npz: cannot write this file: File name too long" in err
+
+
 def test_save_vis(run: Run, bundle: Path, vim_bundle: Path, tmp_path: Path, pictures: Path) -> None:
     other = tmp_path / "other"
     other.mkdir()

@@ -263,6 +263,9 @@ def test_what_else_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, c
     vim = fakes.FakeNetwork(fakes.fake_config(arch="vim"))
     fakes.write_fake_bundle(tmp_path / "vim", vim)
     refused(tmp_path / "vim", "--decide has no meaning for a plain ViM", cuda)
+    with monkeypatch.context() as fewer:
+        fewer.setattr("mscope.plugins.cuda_select.MOST_REGIONS", 11)
+        refused(engines, "--decide device ranks up to 11 regions, got 12: leave --decide device out", cuda)
     monkeypatch.setattr("mscope.plugins.cuda.why_missing", lambda device: "not built")
     refused(engines, "--decide device needs the CUDA kernels: not built", cuda)
 

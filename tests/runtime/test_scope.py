@@ -1,6 +1,7 @@
 import json
 import math
 import shutil
+import time
 from pathlib import Path
 
 import numpy as np
@@ -177,6 +178,22 @@ def test_shares_of_the_time_add_up(scope: Scope, network: fakes.FakeNetwork) -> 
     shares = [outcome.image_ms(row) for row in range(9)]
     for stage, whole in outcome.stage_ms.items():
         assert sum(share[stage] for share in shares) == pytest.approx(whole)
+
+
+def test_the_time_to_prepare_is_in_milliseconds(
+    scope: Scope, network: fakes.FakeNetwork, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepare = Scope.prepare
+
+    def slow(self: Scope, image: object, source: str | None = None) -> object:
+        time.sleep(0.02)
+        return prepare(self, image, source)
+
+    monkeypatch.setattr(Scope, "prepare", slow)
+    started = time.perf_counter()
+    result = scope(fakes.random_images(network.config, 1)[0])
+    elapsed = (time.perf_counter() - started) * 1e3
+    assert 20.0 <= result.latency_ms["preprocess"] < result.latency_ms["total"] <= elapsed
 
 
 def test_topk_bounds(scope: Scope, network: fakes.FakeNetwork) -> None:

@@ -35,6 +35,18 @@ def clip(tmp_path: Path, network: fakes.FakeNetwork) -> Path:
     return tmp_path / "clip.mkv"
 
 
+def test_a_video_of_one_frame_has_frame_numbers_too(
+    capfd: pytest.CaptureFixture[str], bundle: Path, tmp_path: Path
+) -> None:
+    clips.write_clip(tmp_path / "one.mkv", [np.zeros((64, 48, 3), np.uint8)], codec="ffv1")
+    assert (
+        run(capfd, tmp_path / "one.mkv", "--bundle", bundle, "--frames", 1, "--save-outputs", tmp_path / "o.npz")[0]
+        == 0
+    )
+    with np.load(tmp_path / "o.npz") as saved:
+        assert saved["frames"].tolist() == [0]
+
+
 def test_frames_get_the_answers_of_the_same_pictures(
     capfd: pytest.CaptureFixture[str], bundle: Path, scope: Scope, clip: Path
 ) -> None:

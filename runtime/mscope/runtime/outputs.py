@@ -47,9 +47,13 @@ class OutputArrays:
 
     def __init__(self, path: Path, *, untrained: bool) -> None:
         """Raises InputError where `path` cannot be written, before anything is run."""
-        if path.is_dir():
-            raise InputError(f"{path}: is a folder: --save-outputs takes the name of an .npz file")
         writable_folder(path.parent)
+        try:
+            is_folder = path.is_dir()
+        except OSError as error:  # such as a name that is too long
+            raise InputError(f"{path}: cannot write this file: {error.strerror or error}") from None
+        if is_folder:
+            raise InputError(f"{path}: is a folder: --save-outputs takes the name of an .npz file")
         self._path = path
         self._untrained = untrained
         self._outcomes: list[Outcome] = []

@@ -124,6 +124,8 @@ def test_reciprocal_becomes_division_unless_it_is_read_twice() -> None:
     assert list(once.graph.node[1].input) == ["x", "s"]
     twice = parse("g (float[b] x) => (float[b] y) { r = Reciprocal(x) m = Mul(x, r) y = Add(m, r) }")
     assert kinds(fold_reciprocal(twice)) == ["Reciprocal", "Mul", "Add"]
+    shown = parse("g (float[b] x) => (float[b] y, float[b] r) { s = Sqrt(x) r = Reciprocal(s) y = Mul(r, x) }")
+    assert kinds(fold_reciprocal(shown)) == ["Sqrt", "Reciprocal", "Mul"], "the graph's output is a reader too"
 
 
 def test_duplicates_are_merged_by_attributes_too() -> None:

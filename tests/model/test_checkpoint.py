@@ -1,6 +1,7 @@
 import argparse
 import os
 import pickle
+import re
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from mscope.core.config import config_for
+from mscope.core.config import ModelConfig, config_for
 from mscope.core.errors import CheckpointError
 from mscope.core.geometry import Grid
 from mscope.model.checkpoint import model_from_checkpoint, model_from_seed, resize_positions, state_from_file
@@ -120,6 +121,16 @@ def test_missing_extra_and_misshapen_keys_are_named(tmp_path: Path, state: dict[
     without = {key: value for key, value in state.items() if key != "pos_embed"}
     with pytest.raises(CheckpointError, match="lacks key 'pos_embed'"):
         model_from_checkpoint(SCOPE, save(tmp_path / "without.pth", without))
+
+
+@pytest.mark.parametrize("shape", [(1, 0, 64), (1, 1, 64), (1, 2, 64), (1, 12, 64), (2, 65, 64), (0, 65, 64), (65, 64)])
+@pytest.mark.parametrize("config", [SCOPE, VIM], ids=["mambascope", "vim"])
+def test_positions_of_no_square_grid_are_named(
+    tmp_path: Path, state: dict[str, torch.Tensor], config: ModelConfig, shape: tuple[int, ...]
+) -> None:
+    path = save(tmp_path / "vim.pth", state | {"pos_embed": torch.zeros(shape)})
+    with pytest.raises(CheckpointError, match=rf"'pos_embed' has shape {re.escape(str(shape))}.*needs \(1, 65, 64\)"):
+        model_from_checkpoint(config, path)
 
 
 class Evil:

@@ -147,7 +147,7 @@ def _derive(model: MambaScope, state: dict[str, Tensor]) -> dict[str, Tensor]:
     parameters = {key: value for key, value in model.state_dict().items() if key.startswith("reuse.")}
     fine, coarse = fine_grid(model.config), coarse_grid(model.config)
     positions = state.get("pos_embed")
-    if positions is not None and positions.shape[1:] == (1 + fine.count, model.config.d_model):
+    if positions is not None and positions.shape == (1, 1 + fine.count, model.config.d_model):
         parameters["pos_embed_coarse"] = resize_positions(positions, fine, coarse)
     else:
         parameters["pos_embed_coarse"] = model.pos_embed_coarse.detach()  # `pos_embed` is reported by the caller
@@ -156,9 +156,9 @@ def _derive(model: MambaScope, state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def _resized_positions(positions: Tensor, grid: Grid, wanted: torch.Size) -> Tensor | None:
     """`positions` for another resolution, or None if they fit already or are no square grid of the right width."""
-    if positions.dim() != 3 or positions.shape == wanted or positions.shape[2] != wanted[2]:
+    if positions.dim() != 3 or positions.shape == wanted or (positions.shape[0], positions.shape[2]) != (1, wanted[2]):
         return None
-    side = math.isqrt(positions.shape[1] - 1)
+    side = math.isqrt(max(0, positions.shape[1] - 1))
     if side * side != positions.shape[1] - 1 or side < 2:
         return None
     return resize_positions(positions, Grid(side, side), grid)

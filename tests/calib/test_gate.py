@@ -12,7 +12,7 @@ from PIL import Image
 
 from mscope.calib import split
 from mscope.calib.dataset import Dataset, Example, open_dataset
-from mscope.calib.gate import Decisions, compare, shared_regions
+from mscope.calib.gate import Decisions, compare, decide_on, shared_regions
 from mscope.calib.record import Quantisation, load_quantisation
 from mscope.calib.split import split_data
 from mscope.calib.variant import AccuracyError, QuantizeOptions, Quantizer
@@ -74,6 +74,20 @@ def test_the_temperature_moves_exits() -> None:
     one = decisions(logits(0, 1, 2, 0, sure=3.0), logits(0, 1, 2, 0), [[0]] * 4)
     assert one.exits(0.9).all()
     assert not one.exits(0.9, temperature=4.0).any()
+    # Of logits 2, 0, 0 the first class has exp(2) / (exp(2) + 2) = 0.787; halved, they would be exp(4) / (exp(4) + 2).
+    plain = decisions(logits(0, 1, 2, 0, sure=2.0), logits(0, 1, 2, 0), [[0]] * 4)
+    assert plain.exits(0.78).all()
+    assert not plain.exits(0.79).any()
+    assert (plain.answers(0.79)["adaptive"] == plain.answers(None)["fine"]).all()
+
+
+def test_no_pictures_are_no_comparison() -> None:
+    class Unused:
+        def run(self, image: np.ndarray) -> Any:
+            raise AssertionError("there is no picture to run")
+
+    with pytest.raises(InputError, match="no pictures to compare the variant with fp32 on"):
+        decide_on(Unused(), lambda: iter(()))  # type: ignore[arg-type]
 
 
 def test_shared_regions_is_set_overlap() -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx.parser
 import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
@@ -95,6 +96,23 @@ def test_a_norm_in_the_low_type_is_found(exported: Exported, monkeypatch: pytest
     monkeypatch.setattr(typed_module, "computes_low", lambda node: computes_low(node) or node.op_type == "Pow")
     with pytest.raises(Exception, match="Pow"):
         prove_precision(typed_graph(exported["coarse"], "fp16"), "fp16")
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("l = Cast<to = 10>(x) p = MatMul(l, w) a = Abs(p) y = Cast<to = 1>(a)", "Abs .*computes in float16, not in"),
+        ("a = Abs(x) y = Neg(a)", "no node of the graph computes in it"),
+        ("l = elsewhere.Op(x) p = MatMul(l, w) y = Cast<to = 1>(p)", "the type of l, read by .*, is not known"),
+        ("l = Cast<to = 10>(x) y = Cast<to = 1>(l)", "no node of the graph computes in it"),
+    ],
+)
+def test_what_is_no_proof(body: str, message: str) -> None:
+    """By hand, so that ONNX's own checks of the exporter's graphs do not answer first."""
+    model = onnx.parser.parse_model(f"""<ir_version: 9, opset_import: ["": 18, "elsewhere": 1]>
+        g (float[b, 2] x) => (float[b, 2] y) <float16[2, 2] w = {{1, 2, 3, 4}}> {{ {body} }}""")
+    with pytest.raises(MscopeError, match=message):
+        prove_precision(model, "fp16")
 
 
 def test_the_wrong_claim_is_found(exported: Exported) -> None:

@@ -331,6 +331,8 @@ def test_bounds_are_counted_roundings() -> None:
     assert roundings(ti, "coarse") == 11 * 24 + 6
     assert roundings(ti, "fine") == 2 * roundings(ti, "coarse") + 6
     assert tolerance(ti, "coarse", "fp16", 2.0) == pytest.approx(2.0 * 2.0**-11 * 270**0.5)
+    # The longest sum of the network is that of the reused features' second product, 4 x 192 terms.
+    assert tolerance(ti, "coarse", "fp32", 2.0) == pytest.approx(2.0 * 2.0**-24 * (270 * 768) ** 0.5)
     assert tolerance(ti, "coarse", "int8", 2.0) is None
     bounds = [tolerance(ti, "coarse", precision, 1.0) or 0 for precision in ("fp32", "fp16", "bf16")]
     assert bounds == sorted(bounds)

@@ -120,6 +120,14 @@ def test_regions_may_swap_only_within_tolerance() -> None:
         compare_selected(np.array([[0, 1]]), scores, 1e-8)
     with pytest.raises(ParityError, match=r"regions \[3\]"):
         compare_selected(np.array([[0, 3]]), scores, 1e-6)
+    # Two scores may each be off by the tolerance, towards one another.
+    assert compare_selected(np.array([[1]]), np.array([[0.5 + 1.9e-6, 0.5]]), 1e-6) == 0.0
+    with pytest.raises(ParityError):
+        compare_selected(np.array([[1]]), np.array([[0.5 + 2.1e-6, 0.5]]), 1e-6)
+    # The best that was missed and the worst that was taken count, whatever else is near.
+    for scores in ([0.5, 0.4, 0.4 - 1e-7, 0.4 - 2e-7], [0.4, 0.4, 0.4 - 1e-7, 0.1]):
+        with pytest.raises(ParityError, match=r"regions \[2, 3\] .* refines \[0, 1\]"):
+            compare_selected(np.array([[2, 3]]), np.array([scores]), 1e-6)
 
 
 def test_exits_may_differ_only_within_tolerance() -> None:
@@ -130,6 +138,11 @@ def test_exits_may_differ_only_within_tolerance() -> None:
     assert compare_exits(moved, logits, (eta,), 1e-4) == 0.5
     with pytest.raises(ParityError, match="exits early"):
         compare_exits(moved, logits, (eta,), 1e-7)
+    # 1e-3 of the first logit are 0.6 x 0.4 x 1e-3 = 2.4e-4 of the confidence, past an eta that is 1e-4 away.
+    moved = logits + np.array([[-1e-3, 0.0], [0.0, 0.0]])
+    assert compare_exits(moved, logits, (0.6 - 1e-4,), 1.1e-4) == 0.5
+    with pytest.raises(ParityError, match="exits early"):
+        compare_exits(moved, logits, (0.6 - 1e-4,), 0.9e-4)
     with pytest.raises(ParityError, match=r"eta 0.75"):
         compare_exits(logits[::-1], logits, (), 1e-6)
 

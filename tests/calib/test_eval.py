@@ -16,7 +16,6 @@ from PIL import Image
 
 import fakes
 from labelled import synthetic_outputs, write_class_folders
-from mscope.calib import report
 from mscope.calib.evaluate import Evaluation, evaluate
 from mscope.calib.latency import StageLatency
 from mscope.core.bundle import load_manifest
@@ -273,7 +272,7 @@ def test_the_table_for_people(
 def test_an_interval_stays_in_one_piece_in_a_narrow_terminal(
     adaptive: Path, vim: Path, pictures: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(report, "_PIPE_WIDTH", 72)
+    monkeypatch.setattr("mscope.runtime.report._PIPE_WIDTH", 72)
     monkeypatch.setenv("MSCOPE_HOME", str(pictures.parent / "home"))
     assert call("eval", adaptive, pictures, "--compare", vim, "--limit", 20) == 0
     table = capsys.readouterr().out.split("exit early")[0]

@@ -1,16 +1,20 @@
 import errno
+import fcntl
 import os
+import pty
 import re
 import signal
+import struct
 import subprocess
 import sys
+import termios
 from pathlib import Path
 from typing import Annotated, Any
 
 import pytest
 import typer
 
-from mscope.core.console import EXTRAS, run_app, run_guarded
+from mscope.core.console import EXTRAS, echo, run_app, run_guarded
 from mscope.core.errors import BackendError, InputError
 
 
@@ -181,3 +185,35 @@ def test_extras_are_those_of_the_distribution() -> None:
     for module, extra in EXTRAS.items():
         wanted = project["optional-dependencies"][extra]
         assert any(re.match(rf"{distributions.get(module, module)}\b", line) for line in wanted), f"{module}: {extra}"
+
+
+@pytest.mark.parametrize(
+    ("line", "shown"),
+    [
+        ("x" * 40, ["x" * 40]),
+        (
+            "  ort  missing  no NVIDIA driver here, see /a/path/longer/the-terminal",
+            ["  ort  missing  no NVIDIA driver here,", " " * 16 + "see", " " * 16 + "/a/path/longer/the-terminal"],
+        ),
+        ("warning: the machine was busy  before --two runs", ["warning: the machine was busy  before", "  --two runs"]),
+        (
+            "    by GMACs it pays only if more than 12 % exit",
+            ["    by GMACs it pays only if more than", "      12 % exit"],
+        ),
+    ],
+)
+@pytest.mark.parametrize("err", [False, True])
+def test_a_line_in_a_narrow_terminal(line: str, shown: list[str], err: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 40, 0, 0))
+    with os.fdopen(theirs, "w") as terminal, os.fdopen(ours, "rb") as screen:
+        monkeypatch.setattr(sys, "stderr" if err else "stdout", terminal)
+        echo(line, err=err)
+        monkeypatch.undo()
+        assert os.read(screen.fileno(), 4096).decode().splitlines() == shown
+
+
+def test_a_line_in_a_pipe_is_whole(capfd: pytest.CaptureFixture[str]) -> None:
+    echo("  label  " + "word " * 100)
+    echo("warning: " + "word " * 100, err=True)
+    assert capfd.readouterr() == ("  label  " + "word " * 100 + "\n", "warning: " + "word " * 100 + "\n")

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import pty
+import re
 import resource
 import subprocess
 import sys
@@ -67,6 +68,34 @@ def test_a_profile_with_every_section_prints(capfd: pytest.CaptureFixture[str]) 
     out = capfd.readouterr().out
     for text in ("cold start 381 ms", "memory 150 MiB", "after 0.1 s idle", "fine by block", "in_proj", "saves 45 %"):
         assert text in out
+
+
+def test_every_line_fits_a_terminal_of_80_columns_and_none_is_broken_in_a_pipe(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    warning = " ".join(["latencies", "that", "scatter"] * 20)
+    profile = profiles.sample_profile().model_copy(update={"warnings": (warning,)})
+    print_profile(profile)
+    assert f"warning: {warning}" in capfd.readouterr().out.splitlines()
+    monkeypatch.setattr("mscope.runtime.report._PIPE_WIDTH", 80)
+    print_profile(profile)
+    narrow = capfd.readouterr().out
+    assert max(len(line) for line in narrow.splitlines()) <= 80
+    # Nothing is cut off, and a path keeps the order of its stages.
+    assert "…" not in narrow
+    assert re.search(r"95 % sure +\d+\.\d+ - \d+\.\d+ +\d+\.\d+ - \d+\.\d+ +\d+\.\d+ - \d+\.\d+ *\n", narrow)
+    assert re.search(r"coarse .*\n *select .*\n *fine .*\n *postprocess ", narrow)
+
+
+def test_a_comparison_fits_a_terminal_of_80_columns(run: Run, tmp_path: Path) -> None:
+    for name, slower in (("a", 1.0), ("b", 1.5)):
+        (tmp_path / f"{name}.json").write_text(profiles.sample_profile(slower=slower).to_json())
+    status, out, _ = run("diff", tmp_path / "a.json", tmp_path / "b.json")
+    assert status == 0
+    rows = [line for line in out.splitlines() if " > " in line]
+    assert len(rows) > 20
+    assert max(map(len, rows)) < 80
+    assert re.search(r"^  total +p50 +\d+\.\d{3} > \d+\.\d{3} +\+\d+\.\d%\* +\+\S+ to \+\S+ +\S+$", out, re.M)
 
 
 def test_energy_is_told_or_why_not(capfd: pytest.CaptureFixture[str]) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -18,8 +17,8 @@ from mscope.core.cost import break_even_exit_rate, describe_break_even
 from mscope.core.files import write_text_atomically
 from mscope.core.geometry import describe_reduction, vim_name
 from mscope.runtime.preprocess import pillow_version
+from mscope.runtime.report import stdout_console
 
-_PIPE_WIDTH = 120
 _WORST_CLASSES = 5
 
 
@@ -136,11 +135,10 @@ def _csv(header: Sequence[str], rows: Iterable[dict[str, Any]]) -> str:
 def print_evaluation(study: Study, evaluation: Evaluation) -> None:
     """The evaluation on stdout, for people."""
     from rich import box
-    from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
-    console = Console(width=None if sys.stdout.isatty() else _PIPE_WIDTH, highlight=False)
+    console = stdout_console()
     first = study.bundles[0]
     console.print(
         escape(

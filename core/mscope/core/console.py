@@ -6,11 +6,13 @@ import contextlib
 import errno
 import io
 import os
+import re
 import signal
 import sys
+import textwrap
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 from mscope.core.errors import MscopeError
 
@@ -121,6 +123,32 @@ def run_guarded(call: Callable[[], object], *, debug: bool) -> int:
         message, status = _line_and_status(error)
         print_error(message)
     return status if isinstance(status, int) else 0
+
+
+def echo(line: str, *, err: bool = False) -> None:
+    """Prints a line for people: whole in a pipe; where a terminal is narrower, broken between words.
+
+    What follows hangs below the last of the line's columns, which two spaces or more set off, or two beyond its begin.
+    """
+    stream = sys.stderr if err else sys.stdout
+    columns = _columns(stream)
+    if columns is not None and len(line) > columns:
+        begins = [found.end() for found in re.finditer(r"\S {2,}(?=\S)", line[: columns // 2])]
+        hang = begins[-1] if begins else len(line) - len(line.lstrip()) + 2
+        # Neither a path nor an option is torn apart; what heads the line keeps its spaces.
+        line = textwrap.fill(
+            line[hang:], columns, initial_indent=line[:hang], subsequent_indent=" " * hang, break_long_words=False,
+            break_on_hyphens=False,
+        )  # fmt: skip
+    print(line, file=stream, flush=True)
+
+
+def _columns(stream: TextIO) -> int | None:
+    """The width of a terminal; None of anything else, and of a terminal that does not tell."""
+    try:
+        return os.get_terminal_size(stream.fileno()).columns or None
+    except (OSError, ValueError):
+        return None
 
 
 def print_error(message: object) -> None:

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-_PIPE_WIDTH = 160
+# A pipe has no width: nothing is broken in it. Tables are as wide as what they hold.
+_PIPE_WIDTH = 1 << 20
 
 
 @dataclass
@@ -75,14 +76,14 @@ class LinePrinter:
         """Prints one result; before the first one, that the weights are untrained, if they are."""
         if not self._begun:
             self._begun = True
-            _print_untrained(_console(), self._manifest)
-        _console().out(result_line(result), highlight=False)
+            _print_untrained(stdout_console(), self._manifest)
+        stdout_console().out(result_line(result), highlight=False)
         sys.stdout.flush()
 
     def end(self, totals: Totals) -> None:
         """Prints the summary, if there was any result."""
         if totals.count:
-            _console().out(totals.summary(self._manifest), highlight=False)
+            stdout_console().out(totals.summary(self._manifest), highlight=False)
 
 
 def result_line(result: Result) -> str:
@@ -98,10 +99,10 @@ def result_line(result: Result) -> str:
 
 
 def print_table(results: Sequence[Result], manifest: Manifest) -> None:
-    """Prints the results and what they cost on stdout; in a pipe without colours, at a fixed width."""
+    """Prints the results and what they cost on stdout; in a pipe without colours, and no line is broken."""
     from rich.markup import escape
 
-    console = _console()
+    console = stdout_console()
     _print_untrained(console, manifest)
     if len(results) == 1:
         _print_single(console, results[0], manifest)
@@ -113,7 +114,8 @@ def print_table(results: Sequence[Result], manifest: Manifest) -> None:
     console.print(escape(totals.summary(manifest)))
 
 
-def _console() -> Console:
+def stdout_console() -> Console:
+    """Rich's on stdout: at the width of the terminal; in a pipe without colours, and no line is broken."""
     from rich.console import Console
 
     return Console(width=None if sys.stdout.isatty() else _PIPE_WIDTH, highlight=False)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from mscope.core.console import echo
 from mscope.export.commands.quantize import (
     CalibDataOption,
     CalibImagesOption,
@@ -163,57 +164,57 @@ def _print(report: BuildReport) -> None:
     from mscope.core.geometry import describe_reduction
 
     manifest = report.manifest
-    typer.echo(f"built {manifest.name} in {report.folder}")
-    typer.echo(f"  weights  {manifest.weights.describe()}")
+    echo(f"built {manifest.name} in {report.folder}")
+    echo(f"  weights  {manifest.weights.describe()}")
     for stage, record in manifest.stages.items():
         for variant in record.variants:
             size = manifest.files[variant.file].bytes / 1e6
-            typer.echo(f"  {stage:<8} {variant.file}, {size:.1f} MB, {record.tokens} tokens, {record.gmacs:.3f} GMACs")
+            echo(f"  {stage:<8} {variant.file}, {size:.1f} MB, {record.tokens} tokens, {record.gmacs:.3f} GMACs")
     if manifest.config.reductions:
         saved = 1 - manifest.stages["full"].gmacs / manifest.baseline.gmacs
-        typer.echo(f"  reduced  {describe_reduction(manifest.config)}; {saved:.0%} fewer MACs than plain ViM")
+        echo(f"  reduced  {describe_reduction(manifest.config)}; {saved:.0%} fewer MACs than plain ViM")
     if manifest.parity is not None:
         parity = manifest.parity
-        typer.echo(
+        echo(
             f"  parity   logits within {parity.logits_max_abs:.1e} of PyTorch (tolerance {parity.tolerance:.1e}, "
             f"{parity.images} images)"
         )
     if report.break_even is not None:
         plain = manifest.baseline.gmacs
-        typer.echo(f"  by GMACs adaptivity {describe_break_even(report.break_even)} ({plain:.3f} GMACs)")
+        echo(f"  by GMACs adaptivity {describe_break_even(report.break_even)} ({plain:.3f} GMACs)")
     _print_variants(report.steps)
-    typer.echo(f"  time     {', '.join(f'{step} {seconds:.1f} s' for step, seconds in report.seconds.items())}")
+    echo(f"  time     {', '.join(f'{step} {seconds:.1f} s' for step, seconds in report.seconds.items())}")
     for warning in report.warnings:
-        typer.echo(f"warning: {warning}", err=True)
+        echo(f"warning: {warning}", err=True)
 
 
 def _print_revised(report: ReviseReport) -> None:
-    typer.echo(f"revised {report.manifest.name} in {report.folder}")
+    echo(f"revised {report.manifest.name} in {report.folder}")
     for stage, record in report.manifest.stages.items():
         for variant in record.variants:
             size = report.manifest.files[variant.file].bytes / 1e6
-            typer.echo(f"  {stage:<8} {variant.file}, {size:.1f} MB")
+            echo(f"  {stage:<8} {variant.file}, {size:.1f} MB")
     _print_variants(report.steps)
     for warning in report.warnings:
-        typer.echo(f"warning: {warning}", err=True)
+        echo(f"warning: {warning}", err=True)
 
 
 def _print_variants(steps: VariantSteps) -> None:
     if steps.plan.note:
-        typer.echo(f"  engines  {steps.plan.note}")
+        echo(f"  engines  {steps.plan.note}")
     for name, proof in steps.proofs.items():
-        typer.echo(f"  proved   {name}, {proof.describe()}")
+        echo(f"  proved   {name}, {proof.describe()}")
     for name, engine in steps.engine_proofs.items():
-        typer.echo(f"  proved   {name}, {engine.describe()}")
+        echo(f"  proved   {name}, {engine.describe()}")
     for report in steps.reports:
         if report.not_run:
-            typer.echo(f"  not run  {report.name}: {report.not_run}")
+            echo(f"  not run  {report.name}: {report.not_run}")
         else:
             logits = [distance for name, distance in report.outputs.items() if name.endswith(".logits")]
             worst = max(logits, key=lambda distance: distance.relative)
             # Of an 8-bit graph, calibrated on pictures, and of one that ranks tokens, noise says little.
             made_up = " (on noise and shapes)" if worst.tolerance is None else ""
-            typer.echo(
+            echo(
                 f"  parity   {report.name}: logits within {worst.max_abs:.1e}, cosine {worst.cosine:.6f}, "
                 f"top-1 {min(report.top1_agreement.values()):.0%}{made_up}"
             )

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from mscope.core.console import echo
 from mscope.export.commands.labelled import (
     BackendOption,
     BatchOption,
@@ -146,7 +147,7 @@ def calibrate_eta(
     else:
         _print(report, len(folders), dry_run)
     for warning in report.warnings:
-        typer.echo(f"warning: {warning}", err=True)
+        echo(f"warning: {warning}", err=True)
 
 
 def _print(report: EtaReport, bundles: int, dry_run: bool) -> None:
@@ -154,21 +155,21 @@ def _print(report: EtaReport, bundles: int, dry_run: bool) -> None:
 
     choice, record = report.choice, report.calibration
     of_several = f" of {bundles} bundles {report.bundle}," if bundles > 1 else ""
-    typer.echo(f"{record.target}:{of_several} eta {choice.eta:g}, chosen on {record.images} pictures of {record.data}")
+    echo(f"{record.target}:{of_several} eta {choice.eta:g}, chosen on {record.images} pictures of {record.data}")
     low, high = record.interval
-    typer.echo(
+    echo(
         f"  accuracy   {100 * choice.accuracy:.2f} % on them, optimism {100 * choice.optimism:.2f} points; on new "
         f"pictures {100 * low:.2f} to {100 * high:.2f} % ({100 * record.confidence_level:g} % interval)"
     )
     gmacs = choice.costs["gmacs"]
     ratio = gmacs / report.plain_gmacs
-    typer.echo(f"  exit early {100 * choice.exit_rate:.1f} %")
-    typer.echo(f"  cost       {gmacs:.4g} GMACs, {100 * ratio:.0f} % of plain ViM's {report.plain_gmacs:.4g}")
+    echo(f"  exit early {100 * choice.exit_rate:.1f} %")
+    echo(f"  cost       {gmacs:.4g} GMACs, {100 * ratio:.0f} % of plain ViM's {report.plain_gmacs:.4g}")
     if "latency" in choice.costs:
-        typer.echo(f"  latency    {choice.costs['latency']:.2f} ms expected at batch 1, on this machine")
+        echo(f"  latency    {choice.costs['latency']:.2f} ms expected at batch 1, on this machine")
     if "energy" in choice.costs:
-        typer.echo(f"  energy     {choice.costs['energy']:.4g} J expected, from the profile")
+        echo(f"  energy     {choice.costs['energy']:.4g} J expected, from the profile")
     if (report.temperature.coarse, report.temperature.fine) != (1.0, 1.0):
-        typer.echo(f"  temperature {report.temperature.coarse:.4g} coarse, {report.temperature.fine:.4g} fine")
-    typer.echo(f"  by GMACs adaptivity {describe_break_even(report.break_even)}")
-    typer.echo("nothing written (--dry-run)" if dry_run else f"written into {report.bundle}")
+        echo(f"  temperature {report.temperature.coarse:.4g} coarse, {report.temperature.fine:.4g} fine")
+    echo(f"  by GMACs adaptivity {describe_break_even(report.break_even)}")
+    echo("nothing written (--dry-run)" if dry_run else f"written into {report.bundle}")

@@ -6,6 +6,7 @@ import json
 
 import typer
 
+from mscope.core.console import echo
 from mscope.export.commands.shared import DebugOption, JsonOption
 
 
@@ -22,8 +23,8 @@ def doctor(as_json: JsonOption = False, debug: DebugOption = False) -> int:
         return 0 if found.usable else 1
     width = max(len(finding.component) for finding in (*found.backends, *found.components))
     for title, findings in (("backends", found.backends), ("components", found.components)):
-        typer.echo(title)
+        echo(title)
         for finding in findings:
             mend = f"; to mend it: {finding.mend}" if finding.mend else ""
-            typer.echo(f"  {finding.component:<{width}}  {finding.level:<7}  {finding.detail}{mend}")
+            echo(f"  {finding.component:<{width}}  {finding.level:<7}  {finding.detail}{mend}")
     return 0 if found.usable else 1

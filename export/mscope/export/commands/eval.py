@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from mscope.core.console import echo
 from mscope.export.commands.labelled import (
     BackendOption,
     BatchOption,
@@ -119,10 +120,10 @@ def evaluate(
             written.append(out / "curve.png")
         plot_reliability(result, answer_names(study), title, out / "reliability.png")
         written.append(out / "reliability.png")
-        typer.echo(f"written: {', '.join(str(path) for path in written)}", err=True)
+        echo(f"written: {', '.join(str(path) for path in written)}", err=True)
     if as_json:
         typer.echo(json.dumps(content, ensure_ascii=False, allow_nan=False))
     else:
         print_evaluation(study, result)
     for warning in warnings:
-        typer.echo(f"warning: {warning}", err=True)
+        echo(f"warning: {warning}", err=True)

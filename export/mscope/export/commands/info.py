@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from mscope.core.console import echo
 from mscope.export.commands.shared import (
     AlphaOption,
     DebugOption,
@@ -64,20 +65,20 @@ def _print(content: dict[str, Any]) -> None:
     height, width = content["resolution"]
     alpha = "" if content["alpha"] is None else f", alpha {content['alpha']:g}"
     params = content["params"] / 1e6
-    typer.echo(f"{content['arch']} {content['size']}{alpha}, {height} x {width}, {params:.2f} M parameters")
+    echo(f"{content['arch']} {content['size']}{alpha}, {height} x {width}, {params:.2f} M parameters")
     for stage in ("coarse", "fine", "full"):
         if content["tokens"][stage] is not None:
             name = ("reduced ViM" if content["reduction"] else "plain ViM") if stage == "full" else stage
-            typer.echo(f"  {name:<11} {content['tokens'][stage]:>5} tokens {content['gmacs'][stage]:>9.3f} GMACs")
+            echo(f"  {name:<11} {content['tokens'][stage]:>5} tokens {content['gmacs'][stage]:>9.3f} GMACs")
     if content["reduction"]:
-        typer.echo(f"  {content['reduction']['steps']}")
+        echo(f"  {content['reduction']['steps']}")
     rate = content["break_even_exit_rate_gmacs"]
     if rate is not None:
-        typer.echo(f"  by GMACs adaptivity {describe_break_even(rate)} (break-even exit rate {rate:.2f})")
+        echo(f"  by GMACs adaptivity {describe_break_even(rate)} (break-even exit rate {rate:.2f})")
     if content["weights"] is not None:
         weights = content["weights"]
         origin = f"random, seed {weights['seed']}: untrained" if weights["origin"] == "random" else weights["name"]
-        typer.echo(f"  weights    {origin}")
+        echo(f"  weights    {origin}")
     longest = max((len(variant["file"]) for variant in content["variants"]), default=0)
     for variant in content["variants"]:
         kind = f"{variant['backend']} {variant['precision']}"
@@ -87,4 +88,4 @@ def _print(content: dict[str, Any]) -> None:
             if launches["per_block"] is None
             else f", {launches['total']} launches, {launches['per_block']:g} a block"
         )
-        typer.echo(f"  {variant['file']:<{longest}} {variant['stage']}, {kind}, {variant['bytes'] / 1e6:.1f} MB{told}")
+        echo(f"  {variant['file']:<{longest}} {variant['stage']}, {kind}, {variant['bytes'] / 1e6:.1f} MB{told}")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from mscope.core.console import echo
 from mscope.runtime.choices import KernelName
 
 if TYPE_CHECKING:
@@ -68,12 +69,12 @@ def telling() -> Iterator[Callable[[InputError], None]]:
         nonlocal count
         count += 1
         if count <= _SHOWN_PROBLEMS:
-            typer.echo(f"warning: left out: {problem}", err=True)
+            echo(f"warning: left out: {problem}", err=True)
 
     try:
         yield tell
     except KeyboardInterrupt:
-        typer.echo("what is done is kept: the same command goes on from there", err=True)
+        echo("what is done is kept: the same command goes on from there", err=True)
         raise
     if count > _SHOWN_PROBLEMS:
-        typer.echo(f"warning: {count - _SHOWN_PROBLEMS} more pictures left out", err=True)
+        echo(f"warning: {count - _SHOWN_PROBLEMS} more pictures left out", err=True)

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from mscope.core.console import examples
+from mscope.core.console import echo, examples
 from mscope.export.commands.shared import DebugOption, JsonOption, progress_on_terminal
 
 app = typer.Typer(
@@ -164,25 +164,25 @@ def plugin_onnx(
 
 
 def _print(report: dict[str, Any]) -> None:
-    typer.echo(f"library     {report['library'] or 'none'}")
+    echo(f"library     {report['library'] or 'none'}")
     if report["library"]:
-        typer.echo(f"  built     with TensorRT headers: {report['headers']}; code for {', '.join(report['targets'])}")
-        typer.echo(f"  T         {', '.join(report['types'])}")
+        echo(f"  built     with TensorRT headers: {report['headers']}; code for {', '.join(report['targets'])}")
+        echo(f"  T         {', '.join(report['types'])}")
         for op in report["ops"]:
-            typer.echo(f"  {op['name']} version {report['version']}")
+            echo(f"  {op['name']} version {report['version']}")
             for role in ("inputs", "outputs"):
                 tensors = (
                     f"{t['name']} ({t['shape'].replace(' ', ', ')}) {t['type']}{'?' if t['optional'] else ''}"
                     for t in op[role]
                 )
-                typer.echo(f"    {role:<10} {', '.join(tensors)}")
+                echo(f"    {role:<10} {', '.join(tensors)}")
             for a in op["attributes"]:
-                typer.echo(f"    attribute  {a['name']}, {a['least']} to {a['most']}, default {a['default']}")
+                echo(f"    attribute  {a['name']}, {a['least']} to {a['most']}, default {a['default']}")
     for flavour in report["flavours"]:
         state = flavour["problem"] or f"took {len(flavour['creators'])} creators"
         tried = f"{flavour['version']}  {state}" if flavour["version"] else "not installed"
-        typer.echo(f"{flavour['flavour']:<13} {tried}")
+        echo(f"{flavour['flavour']:<13} {tried}")
         for creator in flavour["creators"]:
-            typer.echo(f"    {creator['name']} {creator['version']} in namespace '{creator['namespace']}'")
+            echo(f"    {creator['name']} {creator['version']} in namespace '{creator['namespace']}'")
     for line in report["missing"]:
-        typer.echo(f"missing     {line}")
+        echo(f"missing     {line}")

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mscope.core.console import echo
+
 if TYPE_CHECKING:
     from mscope.calib.variant import Quantizer
 
@@ -106,13 +108,13 @@ def print_quantisation(quantizers: list[Quantizer]) -> None:
         )
         flips = "" if gate.exit_flips is None else f", exits flipped {gate.exit_flips:.1%}"
         regions = "" if gate.selected_agreement is None else f", regions shared {gate.selected_agreement:.1%}"
-        typer.echo(f"  gate     {result.precision}: {accuracy}{flips}{regions} ({gate.images} pictures)")
+        echo(f"  gate     {result.precision}: {accuracy}{flips}{regions} ({gate.images} pictures)")
         out = [f"{stage} {group}" for stage, groups in result.left_out.items() for group in groups]
         if out:
             more = (
                 "" if len(out) <= _LISTED else f" and {len(out) - _LISTED} more, all in {record_name(result.precision)}"
             )
             listed = ", ".join(out[:_LISTED])
-            typer.echo(f"  left out {result.precision}: {len(out)} layers stay in fp32: {listed}{more}")
+            echo(f"  left out {result.precision}: {len(out)} layers stay in fp32: {listed}{more}")
         for note in quantizer.notes:
-            typer.echo(f"note: {result.precision}: {note}", err=True)
+            echo(f"note: {result.precision}: {note}", err=True)

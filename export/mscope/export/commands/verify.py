@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from mscope.core.console import echo
 from mscope.export.commands.shared import DebugOption, JsonOption, WeightsOption, progress_on_terminal
 
 if TYPE_CHECKING:
@@ -62,49 +63,49 @@ def verify(
 
 def _print(report: Verification) -> None:
     if report.parity is None:
-        typer.echo(f"{report.folder}: whole; PyTorch is not installed, so that variants are held to its fp32 graphs")
+        echo(f"{report.folder}: whole; PyTorch is not installed, so that variants are held to its fp32 graphs")
     else:
         weights = report.manifest.weights.describe()
-        typer.echo(f"{report.folder}: whole, and the model it was built from ({weights})")
+        echo(f"{report.folder}: whole, and the model it was built from ({weights})")
         for name, value in report.parity.model_dump(exclude_none=True).items():
-            typer.echo(f"  {name.replace('_', ' '):<22} {value:.3g}")
-    typer.echo(f"variants on {report.images} images, against {report.reference}")
+            echo(f"  {name.replace('_', ' '):<22} {value:.3g}")
+    echo(f"variants on {report.images} images, against {report.reference}")
     for variant in report.variants:
         _print_variant(variant)
     if report.ranges:
         largest = report.ranges[0]
-        typer.echo(
+        echo(
             f"fp16 range: the largest value is {largest.largest:.3g}, in {largest.stage} {largest.tensor}; "
             f"fp16 holds {largest.headroom:.0f} times as much"
         )
     for name, steps in report.drift.items():
         _print_drift(name, steps)
     if report.polygraphy:
-        typer.echo("to run on a device with TensorRT and the plugin:")
+        echo("to run on a device with TensorRT and the plugin:")
         for line in report.polygraphy:
             typer.echo(line)
 
 
 def _print_variant(report: VariantReport) -> None:
     if report.not_run:
-        typer.echo(f"  {report.name}: not run: {report.not_run}")
+        echo(f"  {report.name}: not run: {report.not_run}")
         return
-    typer.echo(f"  {report.name}")
+    echo(f"  {report.name}")
     for name, distance in report.outputs.items():
         bound = "" if distance.tolerance is None else f" (bound {distance.tolerance:.1e})"
-        typer.echo(
+        echo(
             f"    {name:<18} max abs {distance.max_abs:.1e}{bound}, relative {distance.relative:.1e}, "
             f"cosine {distance.cosine:.6f}"
         )
     for stage, share in report.top1_agreement.items():
-        typer.echo(f"    {stage} top-1 agreement {share:.1%}")
+        echo(f"    {stage} top-1 agreement {share:.1%}")
     if report.exit_agreement is not None:
-        typer.echo(
+        echo(
             f"    exits: {report.exit_flips} flip at the bundle's eta, {report.exit_agreement:.1%} of images agree at "
             f"every eta; refined regions {report.selected_agreement:.1%} the same"
         )
     for problem in report.problems:
-        typer.echo(f"    problem: {problem}")
+        echo(f"    problem: {problem}")
 
 
 def _print_drift(name: str, steps: list[Step]) -> None:
@@ -113,6 +114,4 @@ def _print_drift(name: str, steps: list[Step]) -> None:
     worst = max(steps, key=lambda step: step.relative / step.explained)
     first = first_drift(steps)
     told = "no value drifts" if first is None else f"first drift at {first.tensor}: {first.relative:.1e}"
-    typer.echo(
-        f"{name}: {told}; furthest {worst.tensor}: {worst.relative:.1e}, roundings explain {worst.explained:.1e}"
-    )
+    echo(f"{name}: {told}; furthest {worst.tensor}: {worst.relative:.1e}, roundings explain {worst.explained:.1e}")

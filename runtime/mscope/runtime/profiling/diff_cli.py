@@ -52,7 +52,7 @@ def diff(
     """Compares two profiles: medians and p99 of every path and part, with intervals and a significance test."""
     import json
 
-    from mscope.core.console import EXIT_FAILURE, print_error
+    from mscope.core.console import EXIT_FAILURE, echo, print_error
     from mscope.runtime.profiling.diff import compare, parse_condition
     from mscope.runtime.profiling.schema import load_profile
 
@@ -62,20 +62,23 @@ def diff(
     if as_json:
         typer.echo(json.dumps(found.to_json(), allow_nan=False))
     else:
-        typer.echo(render(found))
+        for line in render(found):
+            echo(line)
     for entry in found.exceeded:
         print_error(f"{entry.condition} exceeded: {entry.where} changed by {entry.change:+.1%}")
     return EXIT_FAILURE if found.exceeded else 0
 
 
-def render(found: ProfileDiff) -> str:
+def render(found: ProfileDiff) -> list[str]:
     """The comparison as plain lines of text; a star marks what is significant."""
     lines = [f"differs: {line}" for line in found.differences]
     lines += [f"doubtful: {line}" for line in found.doubts]
     for head in (series for series in found.series if series.part == "total"):
         counts = f"{head.counts[0]} and {head.counts[1]} samples"
         lines += ["", f"{head.path}, batch {head.batch} ({counts})", _HEAD]
-        lines += [_row(series) for series in found.series if (series.batch, series.path) == (head.batch, head.path)]
+        for series in found.series:
+            if (series.batch, series.path) == (head.batch, head.path):
+                lines += _rows(series)
     if found.peak_memory is not None:
         lines += ["", f"peak memory {found.peak_memory:+.1%}"]
     for (batch, path), change in found.energy.items():
@@ -95,22 +98,22 @@ def render(found: ProfileDiff) -> str:
             "the intervals are of these two runs: whole runs differ too, by how much say --again and more runs of A",
         ]
     lines += ["", "* the 95 % interval of the change leaves out 0; p: Mann-Whitney's, of no difference at all"]
-    return "\n".join(lines).strip()
+    return lines if lines[0] else lines[1:]
 
 
-_COLUMNS = "".join(f"{f'{name} ms':>19}{'change':>10}{'95 % interval':>20}" for name in ("p50", "p99"))
-_HEAD = f"  {'':<12}{_COLUMNS}{'p':>9}"
+_HEAD = f"{'':<17}{'ms':>22}{'change':>9} {'95 % interval':>21}{'p':>9}"
 
 
-def _row(series: SeriesDiff) -> str:
-    cells = [f"  {series.part[:11]:<12}"]
-    for name in ("p50", "p99"):
+def _rows(series: SeriesDiff) -> list[str]:
+    """A line for each statistic shown, so that they fit a terminal of 80 columns."""
+    rows = []
+    for name, p in (("p50", series.p), ("p99", None)):
         change = series.changes.get(name)
-        if change is None:
-            cells.append(f"{'too few samples':>49}")
-            continue
-        mark = "*" if change.significant else " "
-        cells.append(f"{f'{change.before:.3f} > {change.after:.3f}':>19}{f'{change.relative:+.1%}{mark}':>10}")
-        cells.append(f"{f'{change.low:+.1%} to {change.high:+.1%}':>20}")
-    cells.append(f"{'' if series.p is None else f'{series.p:.2g}':>9}")
-    return "".join(cells)
+        label = f"  {series.part[:11] if name == 'p50' else '':<12}{name}"
+        cells = f"{'too few samples':>22}{'':>31}"
+        if change is not None:
+            mark = "*" if change.significant else " "
+            cells = f"{f'{change.before:.3f} > {change.after:.3f}':>22}{f'{change.relative:+.1%}':>9}{mark}"
+            cells += f"{f'{change.low:+.1%} to {change.high:+.1%}':>21}"
+        rows.append(f"{label}{cells}{'' if p is None else f'{p:.2g}':>9}".rstrip())
+    return rows

@@ -75,6 +75,7 @@ def predict(
 
     from mscope.core.bundle import load_manifest
     from mscope.core.config import config_for
+    from mscope.core.console import echo
     from mscope.runtime.profiling.roofline_words import (
         SWEEP_BATCHES,
         SWEEP_RESOLUTIONS,
@@ -103,14 +104,17 @@ def predict(
             for side in SWEEP_RESOLUTIONS
             for many in SWEEP_BATCHES
         ]
-        typer.echo("\n".join(json.dumps(found.to_json()) for found in answers) if as_json else _table(asked, answers))
     else:
-        found = answer(asked)
-        typer.echo(json.dumps(found.to_json()) if as_json else _text(found))
+        answers = [answer(asked)]
+    if as_json:
+        typer.echo("\n".join(json.dumps(found.to_json()) for found in answers))
+    else:
+        for line in _table(asked, answers) if sweep else _lines(answers[0]):
+            echo(line)
     return 0
 
 
-def _text(found: Answer) -> str:
+def _lines(found: Answer) -> list[str]:
     from mscope.runtime.profiling.roofline_words import LABEL
 
     asked = found.question
@@ -134,10 +138,10 @@ def _text(found: Answer) -> str:
         *(f"  {line}" for line in found.assumptions),
     ]
     lines.append(f"  figures of the device: {found.source}")
-    return "\n".join(lines)
+    return lines
 
 
-def _table(asked: Question, answers: list[Answer]) -> str:
+def _table(asked: Question, answers: list[Answer]) -> list[str]:
     from mscope.runtime.profiling.roofline_words import LABEL, short
 
     names = list(answers[0].paths)
@@ -146,4 +150,4 @@ def _table(asked: Question, answers: list[Answer]) -> str:
     for found in answers:
         spans = "".join(f"{f'{short(span.best_ms)} to {short(span.worst_ms)}':>22}" for span in found.paths.values())
         lines.append(f"{found.question.config.height:>6}{found.question.batch:>7}{spans}")
-    return "\n".join(lines)
+    return lines

@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING
 
 from mscope.runtime.profiling.layers import grouped
 from mscope.runtime.profiling.schema import BatchProfile, LayerTable, PathEnergy, PathProfile, Profile
 from mscope.runtime.profiling.words import image_on, table_rows, told_about
+from mscope.runtime.report import stdout_console
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-_PIPE_WIDTH = 160
 _TOP_NODES = 12
 
 
 def print_profile(profile: Profile) -> None:
-    """Prints a profile on stdout; in a pipe without colours, at a fixed width."""
-    from rich.console import Console
+    """Prints a profile on stdout; in a pipe without colours, and no line is broken."""
     from rich.markup import escape
 
-    console = Console(width=None if sys.stdout.isatty() else _PIPE_WIDTH, highlight=False)
+    console = stdout_console()
     for line in _heading(profile):
         console.print(escape(line))
     for batch in profile.batches:
@@ -66,31 +64,49 @@ def _batch_table(profile: Profile, batch: BatchProfile) -> Table:
     table = Table(
         box=box.SIMPLE_HEAD, pad_edge=False, title=f"batch {batch.batch}, {batch.rounds} rounds", title_justify="left"
     )
+    # A path is a column, not a row: ten figures beside each other are too wide for a terminal of 80.
+    columns = [(words, path) for words, _, path in table_rows(profile, batch)]
     table.add_column("")
-    for name in ("p50", "(95 % sure)", "p90", "p95", "p99", "min", "max", "mean", "cv", "images/s"):
-        table.add_column(name, justify="right")
-    for words, _, path in table_rows(profile, batch):
-        table.add_row(words, *_cells(path), style="bold")
-        for part, series in path.parts.items():
-            summary = series.summary
-            table.add_row(f"  {part}", _ms(summary.p50_ms), style="dim")
-        if path.device_parts is not None and path.device_total is not None:
-            table.add_row("  device clock", _ms(path.device_total.summary.p50_ms), style="dim")
-            for part, series in path.device_parts.items():
-                table.add_row(f"    {part}", _ms(series.summary.p50_ms), style="dim")
+    for words, _ in columns:
+        table.add_column(words, justify="right")
+    summaries = [_summary(path) for _, path in columns]
+    for name in summaries[0]:
+        table.add_row(name, *(summary[name] for summary in summaries), style="bold" if name == "p50" else "")
+    for parts in ([_parts(path) for _, path in columns], [_device_parts(path) for _, path in columns]):
+        # In the order of the path that has most of them: one that leaves early has no fine stage.
+        for name in dict.fromkeys(name for path in sorted(parts, key=len, reverse=True) for name in path):
+            table.add_row(name, *(path.get(name, "") for path in parts), style="dim")
     return table
 
 
-def _cells(path: PathProfile) -> list[str]:
+def _summary(path: PathProfile) -> dict[str, str]:
     summary = path.total.summary
     interval = ""
     if summary.p50_low_ms is not None and summary.p50_high_ms is not None:
         interval = f"{_ms(summary.p50_low_ms)} - {_ms(summary.p50_high_ms)}"
-    quantiles = [_ms(ms) for ms in (summary.p90_ms, summary.p95_ms, summary.p99_ms, summary.min_ms, summary.max_ms)]
-    return [
-        _ms(summary.p50_ms), interval, *quantiles, _ms(summary.mean_ms), f"{summary.cv:.1%}",
-        f"{path.images_per_second:.3g}",
-    ]  # fmt: skip
+    return {
+        "p50": _ms(summary.p50_ms),
+        "  95 % sure": interval,
+        "p90": _ms(summary.p90_ms),
+        "p95": _ms(summary.p95_ms),
+        "p99": _ms(summary.p99_ms),
+        "min": _ms(summary.min_ms),
+        "max": _ms(summary.max_ms),
+        "mean": _ms(summary.mean_ms),
+        "cv": f"{summary.cv:.1%}",
+        "images/s": f"{path.images_per_second:.3g}",
+    }
+
+
+def _parts(path: PathProfile) -> dict[str, str]:
+    return {f"  {part}": _ms(series.summary.p50_ms) for part, series in path.parts.items()}
+
+
+def _device_parts(path: PathProfile) -> dict[str, str]:
+    if path.device_parts is None or path.device_total is None:
+        return {}
+    parts = {f"    {part}": _ms(series.summary.p50_ms) for part, series in path.device_parts.items()}
+    return {"  device clock": _ms(path.device_total.summary.p50_ms), **parts}
 
 
 def _expected_table(profile: Profile, batch: BatchProfile) -> Table:

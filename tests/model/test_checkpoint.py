@@ -2,6 +2,7 @@ import argparse
 import os
 import pickle
 import re
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -181,3 +182,18 @@ def test_a_pickle_of_another_protocol_is_one_line(tmp_path: Path, recwarn: pytes
     with pytest.raises(CheckpointError, match="cannot read"):
         state_from_file(tmp_path / "x.pth")
     assert not recwarn.list
+
+
+def test_an_archive_that_unpacks_to_more_than_it_is_is_not_read(
+    tmp_path: Path, state: dict[str, torch.Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = save(tmp_path / "a.pth", state)
+    assert state_from_file(path)
+    packed = tmp_path / "packed.pth"
+    with zipfile.ZipFile(path) as source, zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as target:
+        for name in source.namelist():
+            target.writestr(name, source.read(name))
+        target.writestr("archive/data/more", bytes(64 << 20))
+    monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("it was read"))
+    with pytest.raises(CheckpointError, match=r"packed\.pth as a checkpoint: its members unpack to \d+ MiB, more than"):
+        state_from_file(packed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +41,12 @@ def _reason(path: Path) -> str:
     with pytest.raises(av.FFmpegError) as caught:
         av.open(f"file:{path}")
     return str(caught.value.strerror)
+
+
+def test_a_pipe_by_a_videos_name_is_no_file(tmp_path: Path) -> None:
+    path = tmp_path / "x.mp4"
+    os.mkfifo(path)
+    assert problem(path)[1] == f"{path}: not a regular file"
 
 
 def test_playlists_that_name_other_files_are_not_followed(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 import warnings
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -96,6 +97,7 @@ def _read(path: Path) -> object:
             from safetensors.torch import load_file
 
             return load_file(path)
+        _check_archive(path)
         # Training checkpoints of Vim carry their argparse options; that one harmless class is let through.
         with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
             # Of odd files torch warns in several lines; what matters is an error.
@@ -106,6 +108,17 @@ def _read(path: Path) -> object:
         if reason.startswith("Weights only load failed"):
             reason = "it does not hold tensors alone, and what could execute code is not loaded"
         raise CheckpointError(f"cannot read {path} as a checkpoint: {reason}") from None
+
+
+def _check_archive(path: Path) -> None:
+    """Refuses a .pth whose members are larger than it: torch.save compresses none, and loading reads each whole."""
+    with path.open("rb") as file:
+        if file.read(4) != b"PK\x03\x04":
+            return  # of before PyTorch 1.6: not an archive, and not compressed
+    with zipfile.ZipFile(path) as archive:
+        held = sum(member.file_size for member in archive.infolist())
+    if held > path.stat().st_size:
+        raise ValueError(f"its members unpack to {held / 2**20:.0f} MiB, more than the file: write it with torch.save")
 
 
 def _fit(model: Backbone, state: dict[str, Tensor], path: Path) -> list[str]:

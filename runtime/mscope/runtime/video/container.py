@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -71,8 +72,11 @@ def _open(av: Any, stream: Stream) -> Any:
     if stream.live:
         return av.open(stream.address, options=_LIVE_OPTIONS, timeout=_TIMEOUT_S)
     path = Path(stream.address)
-    if path.stat().st_size == 0:
-        raise ValueError("the file is empty (0 bytes)")
+    found = path.stat()
+    if not stat.S_ISREG(found.st_mode):
+        raise InputError(f"{stream.source}: not a regular file")
+    if found.st_size == 0:
+        raise InputError(f"{stream.source}: the file is empty (0 bytes)")
     # Or a name with a colon would be taken for an address.
     return av.open(f"file:{path.absolute()}", options=_FILE_OPTIONS)
 
@@ -94,8 +98,6 @@ def _why_not(stream: Stream, error: Exception) -> str:
         return f"{stream.source}: the camera cannot be opened ({reason}); another program may be using it"
     if stream.live:
         return f"{stream.source}: cannot be opened ({reason})"
-    if isinstance(error, ValueError) and "empty" in reason:
-        return f"{stream.source}: {reason}"
     return f"{stream.source}: not a video that can be read, or its index is cut off ({reason})"
 
 

@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 from pathlib import Path
@@ -16,7 +17,7 @@ from mscope.core.bundle import (
 )
 from mscope.core.config import config_for
 from mscope.core.contract import OP_VERSION
-from mscope.core.errors import BundleError, InputError
+from mscope.core.errors import BackendError, BundleError, InputError
 from mscope.core.manifest import SCHEMA, Baseline, Manifest, Preprocessing, StageRecord, Variant, Weights
 
 
@@ -330,3 +331,16 @@ def test_a_failed_revision_keeps_the_bundle_as_it_was(built: Path, monkeypatch: 
         raise KeyboardInterrupt
     assert {path.name: path.read_bytes() for path in built.iterdir()} == before
     assert sorted(p.name for p in built.parent.iterdir()) == ["bundle"]
+
+
+def test_errors_name_the_bundle_and_not_the_folder_it_is_written_in(
+    built: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(built.parent)
+    given = Path(built.name)
+    with pytest.raises(BackendError) as caught, revising_bundle(given) as (work, _):
+        raise BackendError(f"cannot load {work / 'coarse.onnx'}")
+    assert str(caught.value) == f"cannot load {given / 'coarse.onnx'}"
+    with pytest.raises(OSError, match="No space") as full, revising_bundle(given) as (work, _):
+        raise OSError(errno.ENOSPC, "No space left", str(work / "coarse.onnx"))
+    assert full.value.filename == str(given / "coarse.onnx")

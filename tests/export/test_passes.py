@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -161,3 +162,36 @@ def test_a_file_that_is_no_whole_graph_is_one_line(files: dict[Stage, Path], dam
     for load in (load_graph, load_split):
         with pytest.raises(BundleError, match=r"coarse\.onnx is not a whole ONNX file .*: build the bundle again$"):
             load(path)
+
+
+def cycle(graph: onnx.GraphProto) -> None:
+    graph.node[0].input[0] = graph.node[-1].output[0]
+
+
+def unknown(graph: onnx.GraphProto) -> None:
+    graph.node[0].op_type = "NoSuchOperator"
+
+
+def missing(graph: onnx.GraphProto) -> None:
+    del graph.initializer[:]
+
+
+def untyped(graph: onnx.GraphProto) -> None:
+    del graph.value_info[:]
+    mixer = next(node for node in graph.node if node.op_type == "VimMixer")
+    del mixer.input[4:]
+
+
+@pytest.mark.parametrize("damage", [cycle, unknown, missing, untyped, None])
+def test_a_graph_that_cannot_be_run_is_one_line(
+    files: dict[Stage, Path], damage: Callable[[onnx.GraphProto], None] | None
+) -> None:
+    path = files["coarse"]
+    model = load_graph(path)
+    if damage is None:
+        model.opset_import[0].version = 999
+    else:
+        damage(model.graph)
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(BundleError, match=r"coarse\.onnx.*: build the bundle again$"):
+        load_split(path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,9 +15,13 @@ from onnx import TensorProto, helper, numpy_helper
 
 from mscope.core.config import ModelConfig
 from mscope.core.contract import Stage, graph_for
-from mscope.core.errors import InputError, MscopeError
+from mscope.core.errors import BundleError, InputError, MscopeError
+from mscope.core.manifest import Weights
+from mscope.export.build import make_manifest
+from mscope.export.defaults import labels_for, preprocessing_for
 from mscope.export.interface import check_interface
 from mscope.export.precision import typed as typed_module
+from mscope.export.precision.derive import typed_variants
 from mscope.export.precision.drift import drift, first_drift
 from mscope.export.precision.emulate import emulate_bf16
 from mscope.export.precision.proof import prove_precision
@@ -211,3 +216,16 @@ def test_the_first_layer_that_drifts_is_named(exported: Exported, small: Small) 
     first = first_drift(drift(exported["coarse"], variant, "fp16", {"image": probe_images(small(), 2)}))
     assert first is not None
     assert (first.tensor, first.block) == ("layers.1/mixer/x_proj", 1)
+
+
+def test_a_graph_that_is_not_the_one_of_its_manifest_is_refused(files: dict[Stage, Path], small: Small) -> None:
+    config = small(classes=8)
+    fields: dict[str, Any] = {
+        "name": "x",
+        "labels": labels_for(config, None),
+        "preprocessing": preprocessing_for(config),
+    }
+    manifest = make_manifest(config, Weights(origin="random", seed=0), files, None, fields)
+    with pytest.raises(BundleError, match=r"coarse\.onnx is not the graph of its manifest .*: build the bundle again$"):
+        typed_variants("fp16")(files["coarse"].parent, manifest, None)
+    assert not list(files["coarse"].parent.glob("*.fp16.onnx"))

@@ -166,7 +166,7 @@ def test_engines_of_the_stages_swapped(gpu: dict[str, FakeTensorRT], folder: Pat
     content = coarse.read_bytes()
     rewrite(folder, coarse, fine.read_bytes())
     rewrite(folder, fine, content)
-    assert "coarse.fp16.sm_90.trt.engine: inputs are" in refusal(folder)
+    assert "coarse.fp16.sm_90.trt.engine: inputs are" in refusal(folder, BundleError)
     for engine in (coarse, fine):
         record = json.loads(sidecar_of(engine).read_text())
         record["stage"] = {"coarse": "fine", "fine": "coarse"}[record["stage"]]
@@ -186,7 +186,7 @@ def test_an_engine_of_another_model(
         self.tensors["pixels"] = self.tensors.pop("image")
 
     monkeypatch.setattr(fake_tensorrt.ICudaEngine, "__init__", another)
-    assert re.search(r"coarse.*: inputs are \[\], expected \['image'\]", refusal(folder))
+    assert re.search(r"coarse.*: inputs are \[\], expected \['image'\]", refusal(folder, BundleError))
 
 
 def test_profiles_of_the_stages_differ(gpu: dict[str, FakeTensorRT], folder: Path, network: fakes.FakeNetwork) -> None:

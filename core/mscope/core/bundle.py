@@ -16,7 +16,7 @@ import platformdirs
 from pydantic import ValidationError
 
 from mscope.core.contract import OP_VERSION
-from mscope.core.errors import BundleError, InputError
+from mscope.core.errors import BundleError, InputError, MscopeError
 from mscope.core.files import folder_beside, write_text_atomically
 from mscope.core.manifest import MANIFEST, SCHEMA, FileRecord, Manifest
 from mscope.core.text import control_character_in, readable
@@ -42,17 +42,24 @@ def record_of(path: Path) -> FileRecord:
 def writing_folder(target: Path) -> Iterator[Path]:
     """A new folder beside `target` that takes its place when the block ends well, and vanishes when it does not.
 
-    An existing bundle at `target` is replaced whole; anything else that is there is left alone.
+    An existing bundle at `target` is replaced whole; anything else that is there is left alone. Errors that name files
+    of the new folder name them in `target` instead, for the folder is gone by then.
 
     Raises:
         InputError: `target` exists and is no bundle, or its parent cannot be written.
     """
-    target = target.absolute()
+    given, target = target, target.absolute()
     _check_name(target)
     if target.exists() and not (target / MANIFEST).is_file() and (not target.is_dir() or any(target.iterdir())):
         raise InputError(f"{target} exists and is not a bundle: choose another --out, or remove it")
     with folder_beside(target) as work:
-        yield work
+        try:
+            yield work
+        except (MscopeError, OSError) as error:
+            error.args = tuple(a.replace(str(work), str(given)) if isinstance(a, str) else a for a in error.args)
+            if isinstance(error, OSError) and error.filename is not None:
+                error.filename = os.fsdecode(error.filename).replace(str(work), str(given))
+            raise
         _swap(work, target)
 
 

@@ -13,6 +13,7 @@ import onnx
 
 from mscope.core.contract import OP_BIDIRECTIONAL_SCAN, OP_CONV, OP_DOMAIN, OP_MIXER
 from mscope.core.errors import BundleError
+from mscope.core.files import readable
 from mscope.export.passes.edit import producers, replace_uses, use_counts, value_types
 from mscope.export.translations import OP_INPUTS, OP_OUTPUTS
 
@@ -88,17 +89,30 @@ def split_mixers(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def load_split(path: Path) -> onnx.ModelProto:
-    """The graph of a bundle's file with the mixers taken apart. Raises BundleError where it is none."""
-    return split_mixers(load_graph(path))
+    """The graph of a bundle's file with the mixers taken apart. Raises BundleError as `load_graph` does."""
+    model = load_graph(path)
+    try:
+        return split_mixers(model)
+    except (IndexError, KeyError, ValueError):
+        raise BundleError(f"{path}: a {OP_MIXER} in it is not of this program: build the bundle again") from None
 
 
 def load_graph(path: Path) -> onnx.ModelProto:
-    """The graph of a bundle's file as it is. Raises BundleError where it is none, or has data outside the file."""
+    """The graph of a bundle's file as it is.
+
+    Raises:
+        BundleError: it is no ONNX file, has data outside the file, or its graph cannot be run: a cycle, an unknown
+            operator or opset, a value that nothing makes, types or shapes that do not fit together.
+    """
+    wrong = "is not a whole ONNX file"
     try:
-        return onnx.load(path)
+        model = onnx.load(path)
+        wrong = "does not hold a graph that can be run"
+        onnx.checker.check_model(model, full_check=True)
     except Exception as error:  # protobuf, ONNX and the system have no base in common
-        reason = " ".join(str(error).split())[:200]
-        raise BundleError(f"{path} is not a whole ONNX file ({reason}): build the bundle again") from None
+        reason = readable(" ".join(str(error).split())[:200])
+        raise BundleError(f"{path} {wrong} ({reason}): build the bundle again") from None
+    return model
 
 
 def _parts(

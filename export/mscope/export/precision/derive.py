@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+import onnx
+
 from mscope.core.contract import Stage, graph_for
-from mscope.core.errors import MscopeError
+from mscope.core.errors import BundleError, MscopeError
 from mscope.core.manifest import Manifest, Precision, Variant
 from mscope.export.extend import Derive, Progress, new_file
 from mscope.export.interface import check_interface
-from mscope.export.passes.mixers import load_graph
+from mscope.export.passes.mixers import load_split
 from mscope.export.precision.proof import PrecisionProof, prove_precision
 from mscope.export.precision.typed import typed_graph
 
@@ -29,7 +31,7 @@ def typed_variants(precision: Precision, proofs: dict[str, PrecisionProof] | Non
             name = f"{stage}.{precision}.onnx"
             if progress is not None:
                 progress(f"typing {name}")
-            typed = typed_graph(load_graph(folder / fp32_file(manifest, stage)), precision)
+            typed = typed_graph(_fp32_graph(folder, manifest, stage), precision)
             check_interface(typed, graph_for(manifest.config, stage))
             proof = prove_precision(typed, precision)
             new_file(folder, name).write_bytes(typed.SerializeToString())
@@ -39,6 +41,16 @@ def typed_variants(precision: Precision, proofs: dict[str, PrecisionProof] | Non
         return added
 
     return derive
+
+
+def _fp32_graph(folder: Path, manifest: Manifest, stage: Stage) -> onnx.ModelProto:
+    path = folder / fp32_file(manifest, stage)
+    graph = load_split(path)
+    try:
+        check_interface(graph, graph_for(manifest.config, stage))
+    except MscopeError as error:
+        raise BundleError(f"{path} is not the graph of its manifest ({error}): build the bundle again") from None
+    return graph
 
 
 def fp32_file(manifest: Manifest, stage: Stage) -> str:

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from typing_extensions import Self
 
 from mscope.core.contract import BATCH, Graph, Tensor
-from mscope.core.errors import BackendError, InputError
+from mscope.core.errors import BackendError, BundleError, InputError
 
 Array = npt.NDArray[Any]
 Arrays = dict[str, Array]
@@ -60,7 +60,8 @@ class Runner(ABC):
         """Opens the graph and checks its interface; does nothing when active already.
 
         Raises:
-            BackendError: it cannot be opened here, or its names, dtypes or shapes are not those of the contract.
+            BackendError: it cannot be opened here.
+            BundleError: its names, dtypes or shapes are not those that the bundle's manifest makes of it.
         """
         if self._active:
             return
@@ -125,17 +126,17 @@ class Runner(ABC):
     def _check_declared(self, kind: str, wanted: Sequence[Tensor], got: Sequence[Declared]) -> None:
         expected, found = [tensor.name for tensor in wanted], [tensor.name for tensor in got]
         if sorted(expected) != sorted(found):
-            raise BackendError(f"{self.path.name}: {kind}s are {found}, expected {expected}: build the bundle again")
+            raise BundleError(f"{self.path.name}: {kind}s are {found}, expected {expected}: build the bundle again")
         by_name = {tensor.name: tensor for tensor in got}
         for tensor in wanted:
             declared = by_name[tensor.name]
             if declared.dtype != tensor.dtype:
-                raise BackendError(
+                raise BundleError(
                     f"{self.path.name}: {kind} '{tensor.name}' is {declared.dtype}, expected {tensor.dtype}: "
                     "build the bundle again"
                 )
             if not _axes_fit(tensor.axes, declared.axes):
-                raise BackendError(
+                raise BundleError(
                     f"{self.path.name}: {kind} '{tensor.name}' has shape {_shown(declared.axes)}, "
                     f"expected {_shown(tensor.axes)}: build the bundle again"
                 )

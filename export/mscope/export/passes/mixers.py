@@ -13,7 +13,7 @@ import onnx
 
 from mscope.core.contract import OP_BIDIRECTIONAL_SCAN, OP_CONV, OP_DOMAIN, OP_MIXER
 from mscope.core.errors import BundleError
-from mscope.core.files import readable
+from mscope.core.text import readable
 from mscope.export.passes.edit import producers, replace_uses, use_counts, value_types
 from mscope.export.translations import OP_INPUTS, OP_OUTPUTS
 

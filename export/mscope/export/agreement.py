@@ -44,15 +44,16 @@ def compare_exits(
     Compared at `etas` and, with `between`, between any two of the model's confidences.
 
     Raises:
-        ParityError: a decision differs although the confidence is further from eta than `tolerance` of the logits.
+        ParityError: a decision differs although the confidence is further from eta than errors of `tolerance` in the
+            logits explain.
     """
     sure, expected = confidence(actual), confidence(exact)
     ranked = np.sort(expected)
     agreed = np.ones(len(sure), dtype=bool)
     for eta in (*etas, *(((ranked[1:] + ranked[:-1]) / 2).tolist() if between else ())):
         differs = exits_early(sure, eta) != exits_early(expected, eta)
-        # The largest probability moves by at most half as much as the logits do.
-        if np.any(differs & (np.abs(expected - eta) > tolerance)):
+        # A probability p moves by p (1 - p) <= 1/4 of what a difference of two logits does, and that by two errors.
+        if np.any(differs & (np.abs(expected - eta) > tolerance / 2)):
             raise ParityError(f"the exported graph exits early on other images than the model at eta {eta:.4g}")
         agreed &= ~differs
     return float(agreed.mean())

@@ -4,17 +4,14 @@ exported function bodies, and PyTorch's reference. The cases are those of the CU
 
 from __future__ import annotations
 
-import time
-
 import numpy as np
 import pytest
 
 import op_cases as cases
 import ort_graphs
 from mscope.core.contract import OP_BIDIRECTIONAL_SCAN, OP_CONV, OP_MIXER, OP_SCAN
-from mscope.plugins import ort
 from op_cases import Case, Inputs
-from ort_graphs import FLOAT32, OP_INPUTS, model_of, run, session_of, usable_isas, values_of
+from ort_graphs import FLOAT32, OP_INPUTS, run, usable_isas, values_of
 
 #: Errors are counted in roundings of what was summed (op_cases.Expected), and grow with what compounds over tokens: a
 #: decay near one is off by up to two roundings in each.
@@ -33,6 +30,12 @@ CASES = [
     Case(40, channels=48, rank=33),
     Case(35, delta_scale=30.0, channels=20),
 ]
+
+
+def denormals(values: np.ndarray) -> int:
+    """How many there are, by their bits: a thread's mode may compare them as 0."""
+    bits = values.astype(np.float32).view(np.uint32) & 0x7FFFFFFF
+    return int(((bits > 0) & (bits < 0x00800000)).sum())
 
 
 IMPLEMENTATIONS = [*(f"native-{isa}" for isa in usable_isas()), "function", "torch"]
@@ -165,21 +168,10 @@ class TestNativeKernels:
             np.testing.assert_array_equal(y[0, 1:], 0.0)
 
     def test_no_slow_denormals(self, isa: str) -> None:
-        """States that decay through the denormals cost what others do."""
+        """States that decay through the denormals, which can cost a hundred times what others do, are flushed to 0."""
         inputs = Inputs(Case(2000, channels=16), FLOAT32)
-        busy, fading = values_of(OP_SCAN, inputs), values_of(OP_SCAN, inputs)
+        fading = values_of(OP_SCAN, inputs)
         fading["x"] = np.zeros_like(inputs.wide("x"), dtype=np.float32)
         fading["x"][0, 0] = 1e-30
-        seconds = []
-        for values in (busy, fading):
-            ort.force_instruction_set(isa)
-            session = session_of(model_of(OP_SCAN, values), threads=1)
-            ort.force_instruction_set()
-            feeds = {i.name: values[i.name] for i in session.get_inputs()}
-            best = float("inf")
-            for _ in range(7):
-                start = time.thread_time()
-                session.run(None, feeds)
-                best = min(best, time.thread_time() - start)
-            seconds.append(best)
-        assert seconds[1] < 2 * seconds[0]
+        assert denormals(run("torch", OP_SCAN, fading)) > 10, "PyTorch keeps them: the case has some"
+        assert denormals(run(f"native-{isa}", OP_SCAN, fading)) == 0

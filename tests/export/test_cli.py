@@ -132,18 +132,15 @@ def test_bad_usage_is_one_line(capsys: pytest.CaptureFixture[str], arguments: li
     assert message in refused(capsys, *arguments)
 
 
-def test_help_is_quick_and_imports_nothing_heavy() -> None:
+def test_help_imports_nothing_heavy() -> None:
+    """So it is quick."""
     code = (
         "import sys; from mscope.core.console import run_app; from mscope.export.cli import app;"
         "status = run_app(app, ['build', '--help']);"
         "heavy = {'torch', 'onnx', 'onnxruntime', 'onnxscript', 'numpy'} & set(sys.modules);"
         "print(sorted(heavy), file=sys.stderr); sys.exit(status)"
     )
-    before = os.times()
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=_paths(), timeout=60)
-    after = os.times()
-    # Processor time, which other work on the machine does not lengthen much.
-    assert after.children_user + after.children_system - before.children_user - before.children_system < 0.5
     assert result.returncode == 0
     assert result.stderr == "[]\n"
     assert "Examples:" in result.stdout

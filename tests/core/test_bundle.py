@@ -70,6 +70,14 @@ def test_a_failure_leaves_nothing_and_keeps_the_old_bundle(built: Path) -> None:
         assert sorted(p.name for p in built.parent.iterdir()) == ["bundle"]
 
 
+def test_a_bundle_with_as_long_a_name_as_may_be_is_replaced(built: Path) -> None:
+    folder = built.rename(built.with_name("x" * 255))
+    with writing_folder(folder) as work:
+        (work / "new").write_text("")
+    assert [path.name for path in folder.iterdir()] == ["new"]
+    assert list(built.parent.iterdir()) == [folder]
+
+
 def test_a_bundle_is_replaced_whole(built: Path) -> None:
     (built / "stale.txt").write_text("old")
     with writing_folder(built) as work:

@@ -33,6 +33,16 @@ def test_a_failure_leaves_the_old_file_and_is_named(tmp_path: Path) -> None:
     assert caught.value.filename == "another file"
 
 
+@pytest.mark.parametrize("name", ["x" * 251 + ".npz", "\U0001f600" * 63 + "abc"], ids=["ascii", "emoji"])
+def test_a_name_as_long_as_one_may_be(tmp_path: Path, name: str) -> None:
+    assert len(name.encode()) == 255
+    write_text_atomically(tmp_path / name, "whole")
+    assert (tmp_path / name).read_text() == "whole"
+    with new_folder(tmp_path / "below" / name):
+        pass
+    assert [path.name for path in (tmp_path / "below").iterdir()] == [name]
+
+
 def test_a_new_folder_is_whole_or_not_there(tmp_path: Path) -> None:
     target = tmp_path / "below" / "new"
     for error in (RuntimeError, KeyboardInterrupt):

@@ -89,7 +89,7 @@ def _swap(work: Path, target: Path) -> None:
     if not target.exists():
         work.rename(target)
         return
-    old = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".old", dir=target.parent))
+    old = Path(tempfile.mkdtemp(prefix=f".{target.name[:48]}.", suffix=".old", dir=target.parent))
     try:
         target.rename(old / "bundle")
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -145,7 +146,7 @@ def test_dead_nodes_and_weights_go_and_unread_inputs_stay() -> None:
     assert len(model.graph.input) == 2
 
 
-@pytest.mark.parametrize("damage", ["cut", "elsewhere", "gone"])
+@pytest.mark.parametrize("damage", ["cut", "elsewhere", "beside", "gone"])
 def test_a_file_that_is_no_whole_graph_is_one_line(files: dict[Stage, Path], damage: str) -> None:
     path = files["coarse"]
     if damage == "cut":
@@ -157,7 +158,9 @@ def test_a_file_that_is_no_whole_graph_is_one_line(files: dict[Stage, Path], dam
         weight = model.graph.initializer[0]
         weight.ClearField("raw_data")
         weight.data_location = onnx.TensorProto.EXTERNAL
-        weight.external_data.add(key="location", value="/etc/passwd")
+        beside = path.with_name("weights.bin")
+        beside.write_bytes(bytes(4 * math.prod(weight.dims)))
+        weight.external_data.add(key="location", value=beside.name if damage == "beside" else "/etc/passwd")
         path.write_bytes(model.SerializeToString())
     for load in (load_graph, load_split):
         with pytest.raises(BundleError, match=r"coarse\.onnx is not a whole ONNX file .*: build the bundle again$"):

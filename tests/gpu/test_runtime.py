@@ -171,7 +171,8 @@ def run_export(*arguments: str) -> None:
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    for package in ("onnx", "onnxscript", "onnxruntime", "safetensors", "PIL", "platformdirs", "rich", "typer"):
+    needed = ("onnx", "onnxscript", "onnxruntime", "safetensors", "polygraphy", "PIL", "platformdirs", "rich", "typer")
+    for package in needed:
         if importlib.util.find_spec(package) is None:
             pytest.skip(f"{package} is not installed: no bundle can be made here")
     folder = tmp_path_factory.mktemp("gpu") / "digits"

@@ -8,6 +8,7 @@ import onnx
 import pytest
 
 import fake_gpu
+import fake_tensorrt
 import fakes
 from mscope.core.bundle import load_manifest
 from mscope.core.contract import graph_for
@@ -15,8 +16,10 @@ from mscope.core.errors import BackendError, BundleError, InputError
 from mscope.core.manifest import Manifest, StageRecord, Variant
 from mscope.runtime import Scope
 from mscope.runtime.backends import ort_ops, registry
+from mscope.runtime.backends.bound_context import refused
 from mscope.runtime.backends.ort import OrtRunner
 from mscope.runtime.backends.registry import Availability, Entry, available_backends, choose_backend, choose_variants
+from mscope.runtime.backends.tensorrt_library import ErrorLog, plain_version
 from two_processes import check_two_at_once
 
 
@@ -302,3 +305,25 @@ def manifest_with(tmp_path: Path) -> Callable[..., Manifest]:
 def test_two_processes_at_once(bundle: Path, network: fakes.FakeNetwork, tmp_path: Path) -> None:
     config = network.config
     check_two_at_once(bundle, "ort-cpu", tmp_path, (config.channels, config.height, config.width))
+
+
+# TensorRT's words
+
+
+def test_versions_are_compared_by_their_numbers() -> None:
+    assert plain_version("10.13.3.9.post1") == "10.13.3.9"
+    assert plain_version("10.3.0") == "10.3.0"
+
+
+def test_complaints_become_one_line() -> None:
+    log = ErrorLog(fake_tensorrt.FakeTensorRT)
+    for severity, text in ((3, "hello"), (1, "first\n  cause"), (1, "first cause"), (0, "second"), (1, "third")):
+        log.logger.log(severity, text)
+    assert log.take() == "first cause; second"
+    assert log.take() == "it gave no reason"
+
+
+def test_lack_of_memory_is_told_in_every_way_that_it_is_said() -> None:
+    for why in ("Error Code 2: OutOfMemory (no further information)", "CUDA error: out of memory"):
+        assert refused("x cannot run", why).endswith("use a smaller batch, or end what else uses it")
+    assert refused("x cannot run", "a\nb") == "x cannot run (a b)"

@@ -22,9 +22,7 @@ from mscope.core.engine import sidecar_of
 from mscope.core.errors import BackendError, BundleError
 from mscope.runtime import Scope
 from mscope.runtime.backends import plugin_library
-from mscope.runtime.backends.bound_context import refused
 from mscope.runtime.backends.device_runner import DeviceRunner
-from mscope.runtime.backends.tensorrt_library import ErrorLog, plain_version
 from mscope.runtime.cli import app
 from mscope.runtime.device.cuda import Memory
 from mscope.runtime.device.stream import Stream
@@ -396,25 +394,3 @@ def test_the_plugins_part_has_what_is_asked_of_it() -> None:
     if not plugin_library.why_missing():
         assert Path(plugin_library.path()).is_file()
         assert re.fullmatch("[0-9a-f]{64}", plugin_library.sha256())
-
-
-# The library's words
-
-
-def test_versions_are_compared_by_their_numbers() -> None:
-    assert plain_version("10.13.3.9.post1") == "10.13.3.9"
-    assert plain_version("10.3.0") == "10.3.0"
-
-
-def test_complaints_become_one_line() -> None:
-    log = ErrorLog(fake_tensorrt.FakeTensorRT)
-    for severity, text in ((3, "hello"), (1, "first\n  cause"), (1, "first cause"), (0, "second"), (1, "third")):
-        log.logger.log(severity, text)
-    assert log.take() == "first cause; second"
-    assert log.take() == "it gave no reason"
-
-
-def test_lack_of_memory_is_told_in_every_way_that_it_is_said() -> None:
-    for why in ("Error Code 2: OutOfMemory (no further information)", "CUDA error: out of memory"):
-        assert refused("x cannot run", why).endswith("use a smaller batch, or end what else uses it")
-    assert refused("x cannot run", "a\nb") == "x cannot run (a b)"

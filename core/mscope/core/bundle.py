@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from mscope.core.contract import OP_VERSION
 from mscope.core.errors import BundleError, InputError, MscopeError
-from mscope.core.files import folder_beside, write_text_atomically
+from mscope.core.files import folder_beside, hidden_prefix, write_text_atomically
 from mscope.core.manifest import MANIFEST, SCHEMA, FileRecord, Manifest
 from mscope.core.text import control_character_in, readable
 
@@ -89,7 +89,7 @@ def _swap(work: Path, target: Path) -> None:
     if not target.exists():
         work.rename(target)
         return
-    old = Path(tempfile.mkdtemp(prefix=f".{target.name[:48]}.", suffix=".old", dir=target.parent))
+    old = Path(tempfile.mkdtemp(prefix=hidden_prefix(target), suffix=".old", dir=target.parent))
     try:
         target.rename(old / "bundle")
         try:

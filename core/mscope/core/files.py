@@ -13,15 +13,15 @@ from typing import IO
 from mscope.core.errors import InputError
 
 
-def _hidden(path: Path) -> str:
-    # Cut, so that the temporary name is no longer than the 255 bytes that the name itself may have.
+def hidden_prefix(path: Path) -> str:
+    """The begin of a temporary name beside `path`, cut, so that it is no longer than the 255 bytes that a name has."""
     return f".{path.name[:48]}."
 
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[IO[bytes]]:
     """A binary file that takes the place of `path` when the block ends well, and vanishes when it does not."""
-    handle, name = tempfile.mkstemp(prefix=_hidden(path), suffix=".part", dir=path.parent)
+    handle, name = tempfile.mkstemp(prefix=hidden_prefix(path), suffix=".part", dir=path.parent)
     try:
         with os.fdopen(handle, "wb") as file:
             yield file
@@ -61,7 +61,7 @@ def folder_beside(target: Path) -> Iterator[Path]:
     """
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        work = Path(tempfile.mkdtemp(prefix=_hidden(target), suffix=".part", dir=target.parent))
+        work = Path(tempfile.mkdtemp(prefix=hidden_prefix(target), suffix=".part", dir=target.parent))
     except OSError as error:
         raise InputError(f"cannot write below {target.parent}: {error.strerror or error}") from None
     try:

@@ -11,6 +11,10 @@ import typer
 from mscope.core.console import echo, examples
 from mscope.export.commands.shared import DebugOption, JsonOption, progress_on_terminal
 
+FolderArgument = Annotated[
+    Path, typer.Argument(metavar="DIR", help="A new folder, or an empty one.", show_default=False)
+]
+
 app = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,
@@ -102,7 +106,7 @@ def check(as_json: JsonOption = False, debug: DebugOption = False) -> int:
     ),
 )
 def source(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A new folder, or an empty one.", show_default=False)],
+    folder: FolderArgument,
     debug: DebugOption = False,
 ) -> None:
     """Writes the sources of the library with a CMakeLists.txt and a README, for a device without Python."""
@@ -129,7 +133,7 @@ def source(
 )
 def plugin_onnx(
     bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="Its folder.", show_default=False)],
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A new folder, or an empty one.", show_default=False)],
+    folder: FolderArgument,
     batch: Annotated[str, typer.Option(help="Batches of the engines: MIN,OPT,MAX.")] = "1,1,8",
     as_json: JsonOption = False,
     debug: DebugOption = False,

@@ -10,6 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import onnx
+from onnx import external_data_helper
 
 from mscope.core.contract import OP_BIDIRECTIONAL_SCAN, OP_CONV, OP_DOMAIN, OP_MIXER
 from mscope.core.errors import BundleError
@@ -106,7 +107,10 @@ def load_graph(path: Path) -> onnx.ModelProto:
     """
     wrong = "is not a whole ONNX file"
     try:
-        model = onnx.load(path)
+        # Data elsewhere would be no file of the manifest's, and its hash nobody's.
+        model = onnx.load(path, load_external_data=False)
+        if any(external_data_helper.uses_external_data(tensor) for tensor in model.graph.initializer):
+            raise ValueError("it has data outside the file")
         wrong = "does not hold a graph that can be run"
         onnx.checker.check_model(model, full_check=True)
     except Exception as error:  # protobuf, ONNX and the system have no base in common

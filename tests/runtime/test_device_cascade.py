@@ -391,11 +391,3 @@ def test_bad_numbers_on_the_device_are_found_by_their_effect(
     images[2, 1, 5, 7] = bad
     with np.errstate(invalid="ignore"), pytest.raises(InputError, match=r"image 2: 1 value\(s\) are NaN or infinite"):
         gpu.run(InterfaceArray(cuda, images), ETA)
-
-
-def test_a_backend_on_the_cpu_takes_no_array_on_the_device(scope: Scope, network: fakes.FakeNetwork) -> None:
-    array = InterfaceArray(FakeCuda(), random_batch(network, 1))
-    with pytest.raises(InputError, match=r"on a CUDA device, which this backend does not read: move it to the host"):
-        scope.run(array)
-    with pytest.raises(InputError, match="got list, expected a numpy array"):
-        scope.run([1.0])

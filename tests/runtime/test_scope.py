@@ -9,6 +9,8 @@ import pytest
 from PIL import Image
 
 import fakes
+from fake_cuda import FakeCuda
+from fake_gpu import InterfaceArray, random_batch
 from mscope.core.bundle import MANIFEST, mark_latest
 from mscope.core.cost import stage_cost
 from mscope.core.errors import BundleError, InputError
@@ -285,3 +287,11 @@ def test_foreign_manifests(bundle: Path, tmp_path: Path, change: dict[str, objec
     (copy / MANIFEST).write_text(json.dumps(content))
     with pytest.raises(BundleError, match=message):
         Scope.load(copy)
+
+
+def test_a_backend_on_the_cpu_takes_no_array_on_the_device(scope: Scope, network: fakes.FakeNetwork) -> None:
+    array = InterfaceArray(FakeCuda(), random_batch(network, 1))
+    with pytest.raises(InputError, match=r"on a CUDA device, which this backend does not read: move it to the host"):
+        scope.run(array)
+    with pytest.raises(InputError, match="got list, expected a numpy array"):
+        scope.run([1.0])

@@ -95,6 +95,13 @@ def selective_scan(
     Returns:
         (B, L, C) in x's dtype. float64 input is computed in float64, all other input in float32.
     """
+    if torch.compiler.is_exporting():
+        from mscope.model import torch_ops
+
+        if z is None and delta_bias is not None:
+            # Added here: TensorRT refuses a node that leaves out an input before its last one.
+            delta, delta_bias = delta + delta_bias, None
+        return torch_ops.selective_scan(x, delta, A, B, C, D, z, delta_bias, reverse, delta_softplus)
     chosen = implementation_for(x)
     if chosen == "native":
         return native.selective_scan(x, delta, A, B, C, D, z, delta_bias, reverse, delta_softplus)
@@ -207,12 +214,6 @@ def direction(
 ) -> Tensor:  # fmt: skip
     """One direction from x_proj's output: delta = dt @ dt_weight^T, then the scan. Shapes as above; (B, L, C)."""
     dt, B, C = split_dbc(dbc, dt_weight.shape[1], A.shape[1])
-    if torch.compiler.is_exporting():
-        from mscope.model import torch_ops
-
-        # Without a gate the bias is added here: TensorRT refuses a node that leaves out an input before its last one.
-        delta = F.linear(dt, dt_weight, dt_bias if z is None else None)
-        return torch_ops.selective_scan(x, delta, A, B, C, D, z, None if z is None else dt_bias, reverse, True)
     return selective_scan(x, F.linear(dt, dt_weight), A, B, C, D, z, dt_bias, reverse=reverse)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 
 import onnx
@@ -37,9 +37,9 @@ def onnx_from_model(model: Backbone, stage: Stage) -> onnx.ModelProto:
     """
     graph = graph_for(model.config, stage)
     exported = passes.clean(_trace(model, graph))
-    _describe(exported, graph)
+    describe(exported, graph.stage)
     attach_functions(exported)
-    exported = join_mixers(_with_shapes(exported))
+    exported = join_mixers(with_shapes(exported))
     attach_functions(exported)
     check_interface(exported, graph)
     onnx.checker.check_model(exported)
@@ -49,25 +49,33 @@ def onnx_from_model(model: Backbone, stage: Stage) -> onnx.ModelProto:
 def _trace(model: Backbone, graph: Graph) -> onnx.ModelProto:
     module, inputs = stage_module(model, graph.stage), example_inputs(graph)
     batch = torch.export.Dim(BATCH)
-    with torch.no_grad(), _quiet():
+    with torch.no_grad(), quiet():
         program = torch.export.export(module, inputs, dynamic_shapes=tuple({0: batch} for _ in inputs), strict=False)
-        converted = torch.onnx.export(
-            program,
-            dynamo=True,
-            optimize=False,  # its optimiser merges equal weights under one name; the passes keep names
-            opset_version=OPSET,
-            custom_translation_table=translation_table(),
-            input_names=graph.input_names,
-            output_names=graph.output_names,
-            verbose=False,
-        )
+        # Its optimiser merges equal weights under one name; the passes keep names.
+        return onnx_from_program(program, graph.input_names, graph.output_names, optimize=False)
+
+
+def onnx_from_program(
+    program: torch.export.ExportedProgram, inputs: Sequence[str], outputs: Sequence[str], *, optimize: bool
+) -> onnx.ModelProto:
+    """What torch's exporter makes of a traced program, before any pass of ours; `optimize`: after its own."""
+    converted = torch.onnx.export(
+        program,
+        dynamo=True,
+        optimize=optimize,
+        opset_version=OPSET,
+        custom_translation_table=translation_table(),
+        input_names=inputs,
+        output_names=outputs,
+        verbose=False,
+    )
     assert converted is not None
     proto: onnx.ModelProto = converted.model_proto
     return proto
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keeps the exporter's own remarks (deprecations, torchvision not installed) off the user's terminal."""
     logger = logging.getLogger("torch.onnx._internal.exporter._registration")
     level = logger.level
@@ -82,10 +90,11 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _describe(model: onnx.ModelProto, graph: Graph) -> None:
+def describe(model: onnx.ModelProto, name: str) -> None:
+    """Says who made the graph, calls it `name`, and imports the standard operators and ours."""
     model.ir_version = IR_VERSION
     model.producer_name, model.producer_version = "mambascope-deploy", _own_version()
-    model.graph.name = f"{OP_DOMAIN}_{graph.stage}"
+    model.graph.name = f"{OP_DOMAIN}_{name}"
     del model.opset_import[:]
     model.opset_import.extend([onnx.helper.make_opsetid("", OPSET), onnx.helper.make_opsetid(OP_DOMAIN, OP_VERSION)])
 
@@ -97,7 +106,7 @@ def _own_version() -> str:
         return "0"
 
 
-def _with_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
+def with_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
     """Adds the shapes of all intermediate values; TensorRT wants those of the custom ops."""
     shaped: onnx.ModelProto = onnx.shape_inference.infer_shapes(model, strict_mode=True)
     return shaped

@@ -109,7 +109,7 @@ def _check_full(model: Backbone, files: Mapping[Stage, Path], images: Floats) ->
     with reference_scan():
         single = model.forward_full(torch.from_numpy(images)).double().numpy()
         exact = copy.deepcopy(model).double().forward_full(torch.from_numpy(images).double()).numpy()
-    tolerance = _tolerance(single, exact)
+    tolerance = tolerance_of(single, exact)
     errors = []
     for kernel in kernels_here():
         with OrtRunner(graph_for(model.config, "full"), files["full"], threads=1, kernel=kernel) as runner:
@@ -129,8 +129,8 @@ def _check_cascade(
     model: MambaScope, files: Mapping[Stage, Path], images: Floats, etas: tuple[float, ...], temperature: float
 ) -> Parity:
     single, exact = _Reference(model, images), _Reference(copy.deepcopy(model).double(), images)
-    coarse_tolerance = _tolerance(single.coarse_logits, exact.coarse_logits)
-    importance_tolerance = _tolerance(single.importance, exact.importance)
+    coarse_tolerance = tolerance_of(single.coarse_logits, exact.coarse_logits)
+    importance_tolerance = tolerance_of(single.importance, exact.importance)
     rows = []
     for kernel in kernels_here():
         got = _run_graphs(model, files, images, kernel)
@@ -141,7 +141,7 @@ def _check_cascade(
             got.coarse_logits / temperature, exact.coarse_logits / temperature, etas, coarse_tolerance / temperature
         )
         expected = exact.logits(got.selected, got.remaining)
-        tolerance = _tolerance(single.logits(got.selected, got.remaining), expected)
+        tolerance = tolerance_of(single.logits(got.selected, got.remaining), expected)
         fine = _compare("logits", kernel, got.logits, expected, tolerance)
         rows.append((fine, coarse, importance, -same_regions, -same_exits, tolerance))
     worst = [max(column) for column in zip(*rows, strict=True)]
@@ -192,7 +192,8 @@ def _run_graphs(model: MambaScope, files: Mapping[Stage, Path], images: Floats, 
     return _Cascade(*(np.concatenate(column) for column in zip(*rows, strict=True)))
 
 
-def _tolerance(single: Array, exact: Array) -> float:
+def tolerance_of(single: Array, exact: Array) -> float:
+    """How far a float32 graph may be from `exact`, the float64 result, given PyTorch's own float32 one."""
     scale = float(np.abs(exact).max())
     own = float(np.abs(single - exact).max())
     return min(max(_FACTOR * own, _FLOOR * scale), _CEILING * scale)

@@ -125,20 +125,24 @@ def source(
 
 @app.command(
     "onnx",
-    short_help="Writes a bundle's ONNX files so that TensorRT's parser takes the plugin.",
+    short_help="Writes ONNX files so that TensorRT's parser takes the plugin.",
     epilog=examples(
         "mscope-export plugins onnx bundles/ti orin/onnx",
         "mscope-export plugins onnx bundles/ti orin/onnx --batch 1,1,16 --json",
+        "mscope-export plugins onnx vmamba.onnx orin/onnx    (a file of export_module, docs/own-models.md)",
     ),
 )
 def plugin_onnx(
-    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="Its folder.", show_default=False)],
+    source: Annotated[
+        Path,
+        typer.Argument(metavar="BUNDLE|FILE", help="A bundle's folder, or one ONNX file.", show_default=False),
+    ],
     folder: FolderArgument,
     batch: Annotated[str, typer.Option(help="Batches of the engines: MIN,OPT,MAX.")] = "1,1,8",
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """Writes every ONNX file of a bundle without its functions, which the parser would take instead of the plugin.
+    """Writes a bundle's ONNX files, or one file, without the functions, which the parser would take before the plugin.
 
     Prints the trtexec command of each; --batch goes into these alone.
     """
@@ -146,16 +150,16 @@ def plugin_onnx(
 
     sizes = parse_batch(batch)
     with progress_on_terminal() as progress:
-        progress("reading the bundle")
-        from mscope.export.engine.plugin_onnx import write_plugin_onnx
+        progress("reading")
+        from mscope.export.engine.plugin_onnx import StageOnnx, write_plugin_onnx
 
-        written = write_plugin_onnx(bundle, folder, progress)
+        written = write_plugin_onnx(source, folder, progress)
     if as_json:
         files = [
             {
                 "file": f.file,
-                "stage": f.stage,
-                "precision": f.precision,
+                "stage": f.stage if isinstance(f, StageOnnx) else None,
+                "precision": f.precision if isinstance(f, StageOnnx) else None,
                 "shapes": f.shapes,
                 "trtexec": f.trtexec(sizes),
             }

@@ -17,7 +17,7 @@ LARGEST: dict[str, float] = {"fp16": 65504.0, "bf16": 3.3895313892515355e38, "fp
 ROUNDING: dict[str, float] = {"fp16": 2.0**-11, "bf16": 2.0**-8, "fp32": 2.0**-24}
 
 # The products: what tensor cores are for, and nearly all of the time.
-PRODUCTS = frozenset({"MatMul", "Gemm", "Conv"})
+PRODUCTS = frozenset({"MatMul", "Gemm", "Conv", "ConvTranspose", "Einsum"})
 # Nodes that move values and compute nothing: they keep the type of what they move.
 MOVERS = frozenset({"Reshape", "Transpose", "Slice", "Split", "Gather", "Squeeze", "Unsqueeze", "Concat", "Identity"})
 # Inputs of the ops that docs/ops.md marks f32.

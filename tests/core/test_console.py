@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import pytest
 import typer
 
-from mscope.core.console import EXTRAS, echo, run_app, run_guarded
+from mscope.core.console import EXTRAS, echo, print_error, run_app, run_guarded
 from mscope.core.errors import BackendError, InputError
 
 
@@ -211,6 +211,12 @@ def test_a_line_in_a_narrow_terminal(line: str, shown: list[str], err: bool, mon
         echo(line, err=err)
         monkeypatch.undo()
         assert os.read(screen.fileno(), 4096).decode().splitlines() == shown
+
+
+def test_what_a_terminal_would_obey_is_spelt_out(capfd: pytest.CaptureFixture[str]) -> None:
+    echo("left out: a\x1b]0;title\x07.png", err=True)
+    print_error("a\x1b[2J.png: no\nsuch file")
+    assert capfd.readouterr().err == "left out: a\\x1b]0;title\\x07.png\nerror: a\\x1b[2J.png: no such file\n"
 
 
 def test_a_line_in_a_pipe_is_whole(capfd: pytest.CaptureFixture[str]) -> None:

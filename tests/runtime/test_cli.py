@@ -99,6 +99,19 @@ def test_a_broken_picture_does_not_stop_the_others(run: Run, bundle: Path, pictu
     assert "4.png" in err.splitlines()[1]
 
 
+def test_a_name_that_a_terminal_would_obey(run: Run, bundle: Path, pictures: Path, tmp_path: Path) -> None:
+    odd, broken = pictures / "red\x1b[31m\n.png", pictures / "bell\x07.png"
+    (pictures / "0.png").rename(odd)
+    broken.write_text("no picture")
+    for source, status in ((pictures, 1), (odd, 0), (broken, 2)):
+        done, out, err = run(source, "--bundle", bundle, "--save-vis", tmp_path / "seen")
+        assert done == status
+        assert (r"red\x1b[31m\n.png" in out) == (source != broken)
+        assert (r"bell\x07.png: " in err) == (source != odd)
+        assert not {"\x1b", "\x07"} & {*out, *err}
+    assert lines(run(odd, "--bundle", bundle, "--json")[1])[0]["source"] == str(odd)
+
+
 def test_nothing_usable_is_bad_input(run: Run, bundle: Path, tmp_path: Path) -> None:
     (tmp_path / "cat.jpg").write_text("text")
     np.save(tmp_path / "bad.npy", np.full((3, 64, 48), np.nan, np.float32))
@@ -180,6 +193,10 @@ def test_save_vis(run: Run, bundle: Path, vim_bundle: Path, tmp_path: Path, pict
     with Image.open(target / "0.overlay.png") as picture:
         assert picture.width > 700
     assert run(pictures / "0.png", "--bundle", vim_bundle, "--save-vis", target)[0] == 0
+    # As long as a name may be, 255 bytes.
+    long = (pictures / "1.png").rename(pictures / f"{'写' * 83}12.png")
+    assert run(long, "--bundle", bundle, "--save-vis", tmp_path / "long")[0] == 0
+    assert names(tmp_path / "long") == [f"{'写' * 66}.overlay.png"]
 
 
 def test_bad_usage(run: Run, bundle: Path, vim_bundle: Path, pictures: Path, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, TextIO
 
 from mscope.core.errors import MscopeError
+from mscope.core.text import readable
 
 if TYPE_CHECKING:
     import typer
@@ -129,7 +130,9 @@ def echo(line: str, *, err: bool = False) -> None:
     """Prints a line for people: whole in a pipe; where a terminal is narrower, broken between words.
 
     What follows hangs below the last of the line's columns, which two spaces or more set off, or two beyond its begin.
+    What a terminal would obey, in a file's name for example, is spelt out.
     """
+    line = readable(line)
     stream = sys.stderr if err else sys.stdout
     columns = _columns(stream)
     if columns is not None and len(line) > columns:
@@ -152,9 +155,9 @@ def _columns(stream: TextIO) -> int | None:
 
 
 def print_error(message: object) -> None:
-    """One line `error: ...` on stderr, whatever line breaks the message has."""
+    """One line `error: ...` on stderr, whatever line breaks and other control characters the message has."""
     with contextlib.suppress(OSError):
-        print(f"error: {' '.join(str(message).split())}", file=sys.stderr, flush=True)
+        print(f"error: {readable(' '.join(str(message).split()))}", file=sys.stderr, flush=True)
 
 
 def _print_version() -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mscope.core.console import EXIT_FAILURE, EXIT_USAGE, print_error, run_app
+from mscope.core.console import EXIT_FAILURE, EXIT_USAGE, echo, print_error, run_app
 from mscope.runtime.choices import KernelName, Place
 
 if TYPE_CHECKING:
@@ -139,7 +139,7 @@ def run(
         print_error(problem)
 
     def on_note(note: str) -> None:
-        print(f"note: {note}", file=sys.stderr, flush=True)
+        echo(f"note: {note}", err=True)
 
     with Scope.load(
         bundle,

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from PIL import Image
 
 _ROWS = ("logits", "coarse_logits", "importance", "selected")
+# Bytes of an overlay's name before "-2.overlay.png": a file system takes 255 in all.
+_LONGEST_STEM = 200
 
 
 def writable_folder(folder: Path) -> Path:
@@ -134,6 +136,8 @@ class OverlayFolder:
         if live_stream(source) is not None:
             stem = re.sub(r"[^\w.]+", "-", source).strip("-")
         stem = (stem or "image")[:120]
+        while len(os.fsencode(stem)) > _LONGEST_STEM:
+            stem = stem[:-1]
         name, number = stem, 1
         while f"{name}{ending}".lower() in self._taken:
             number += 1

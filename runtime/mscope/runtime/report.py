@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from mscope.core.manifest import Manifest
+from mscope.core.text import readable
 from mscope.runtime.result import Result
 
 if TYPE_CHECKING:
@@ -88,7 +89,7 @@ class LinePrinter:
 
 def result_line(result: Result) -> str:
     """One result in one line: where it is from, the answer, how sure each stage was, how long it took."""
-    place = result.source
+    place = readable(result.source)
     if result.frame is not None:
         time_s = result.frame.time_s
         place += f" #{result.frame.index}" + ("" if time_s is None else f" {time_s:.2f} s")
@@ -144,7 +145,7 @@ def _table(results: Sequence[Result]) -> Table:
     for result in results:
         coarse = "" if result.coarse_confidence is None else f"{result.coarse_confidence:.1%}"
         table.add_row(
-            Text(result.source),
+            Text(readable(result.source)),
             Text(result.answer.label),
             f"{result.confidence:.1%}",
             coarse,
@@ -174,7 +175,7 @@ def _print_single(console: Console, result: Result, manifest: Manifest) -> None:
             f"the deadline left no time to refine: coarse confidence {result.coarse_confidence or 0:.1%} "
             f"< eta {result.eta or 0:g}"
         )
-    console.print(f"[bold]{escape(result.source)}[/]  {escape(how)}")
+    console.print(f"[bold]{escape(readable(result.source))}[/]  {escape(how)}")
     table = Table.grid(padding=(0, 2))
     for guess in result.topk:
         table.add_row(f"  {guess.prob:6.1%}", Text(guess.label), f"[dim]{guess.index}[/]")

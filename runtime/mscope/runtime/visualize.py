@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from mscope.core.errors import InputError
 from mscope.core.geometry import Grid
+from mscope.core.text import readable
 from mscope.runtime.result import Guess, Result
 
 if TYPE_CHECKING:
@@ -178,7 +179,8 @@ def _caption(draw: ImageDraw.ImageDraw, result: Result, top: int, width: int, vi
         _answer(draw, half[1], top, column, note, result.answer, colour)
     else:
         _answer(draw, half[0], top, width - 2 * _GAP, vim, result.answer, colour)
-    foot = f"{result.gmacs:.3g} GMACs   {result.tokens} tokens   {result.latency_ms['total']:.1f} ms   {result.source}"
+    cost = f"{result.gmacs:.3g} GMACs   {result.tokens} tokens   {result.latency_ms['total']:.1f} ms"
+    foot = f"{cost}   {readable(result.source)}"
     y = top + _CAPTION - 12
     x = float(_GAP)
     if result.untrained:

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mscope.core.errors import InputError
+from mscope.core.text import readable
 from mscope.runtime.scope import Scope
 from mscope.runtime.sources import expand_pictures
 from mscope.runtime.video.stream import is_video_name, live_stream
@@ -65,15 +66,15 @@ def look_at_pictures(
     pool: list[Any] = []
     confidences: list[float] = []
     skipped: list[str] = []
-    readable = 0
+    read = 0
     for done, item in enumerate(chosen):
         try:
             image = item.load()
             prepared = scope.preprocess(image, item.source)
         except InputError as problem:
-            skipped.append(str(problem))
+            skipped.append(readable(str(problem)))
             continue
-        readable += 1
+        read += 1
         if len(pool) < _POOL:
             pool.append(image)
         if scope.config.arch != "vim":
@@ -84,4 +85,4 @@ def look_at_pictures(
     if not pool:
         raise InputError(f"--data {folder}: none of {len(chosen)} pictures can be read; the first: {skipped[0]}")
     sure = None if scope.config.arch == "vim" else np.array(confidences, np.float32)
-    return Pictures(pool, sure, readable, tuple(skipped))
+    return Pictures(pool, sure, read, tuple(skipped))

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 
 import fake_gpu
@@ -81,10 +82,53 @@ def test_nan_from_finite_input_is_the_graphs_fault(network: fakes.FakeNetwork, t
             scope.run(images, 1.0)
 
 
-def test_a_file_that_is_no_model(network: fakes.FakeNetwork, tmp_path: Path) -> None:
-    (tmp_path / "coarse.onnx").write_text("not a model")
-    with pytest.raises(BackendError, match=r"ONNX Runtime .* cannot load"):
-        OrtRunner(graph_for(network.config, "coarse"), tmp_path / "coarse.onnx").activate()
+def no_model(path: Path) -> None:
+    path.write_text("not a model")
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def unknown_operator(path: Path) -> None:
+    model = onnx.load(path)
+    model.graph.node[0].op_type = "NoSuchOperator"
+    onnx.save(model, path)
+
+
+def data_beside(path: Path) -> None:
+    onnx.save_model(onnx.load(path), path, save_as_external_data=True, location="weights.bin", size_threshold=0)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (no_model, "is not a whole ONNX file"),
+        (empty, "is not a whole ONNX file"),
+        (unknown_operator, r"ONNX Runtime .* cannot load .*NoSuchOperator"),
+        (data_beside, "has data outside the file, which its hash does not cover"),
+    ],
+)
+def test_a_file_that_is_no_model(
+    bundle: Path, network: fakes.FakeNetwork, tmp_path: Path, damage: Callable[[Path], None], message: str
+) -> None:
+    """The hashes of a foreign bundle may be right."""
+    path = tmp_path / "coarse.onnx"
+    path.write_bytes((bundle / "coarse.onnx").read_bytes())
+    damage(path)
+    with pytest.raises(BundleError, match=rf"{message}.*: build the bundle again$"):
+        OrtRunner(graph_for(network.config, "coarse"), path).activate()
+
+
+def test_memory_that_is_not_there_is_not_the_files_fault(
+    bundle: Path, network: fakes.FakeNetwork, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def session(*arguments: object, **options: object) -> None:
+        raise onnxruntime.capi.onnxruntime_pybind11_state.RuntimeException("6 : RUNTIME_EXCEPTION : std::bad_alloc")
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", session)
+    with pytest.raises(BackendError, match=r"cannot load .*coarse\.onnx \(.*std::bad_alloc\)$"):
+        OrtRunner(graph_for(network.config, "coarse"), bundle / "coarse.onnx").activate()
 
 
 @pytest.fixture

@@ -10,10 +10,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import onnx
-from onnx import external_data_helper
 
 from mscope.core.contract import OP_BIDIRECTIONAL_SCAN, OP_CONV, OP_DOMAIN, OP_MIXER
 from mscope.core.errors import BundleError
+from mscope.core.onnx_file import check_self_contained
 from mscope.core.text import readable
 from mscope.export.passes.edit import producers, replace_uses, use_counts, value_types
 from mscope.export.translations import OP_INPUTS, OP_OUTPUTS
@@ -105,17 +105,13 @@ def load_graph(path: Path) -> onnx.ModelProto:
         BundleError: it is no ONNX file, has data outside the file, or its graph cannot be run: a cycle, an unknown
             operator or opset, a value that nothing makes, types or shapes that do not fit together.
     """
-    wrong = "is not a whole ONNX file"
+    check_self_contained(path)
     try:
-        # Data elsewhere would be no file of the manifest's, and its hash nobody's.
         model = onnx.load(path, load_external_data=False)
-        if any(external_data_helper.uses_external_data(tensor) for tensor in model.graph.initializer):
-            raise ValueError("it has data outside the file")
-        wrong = "does not hold a graph that can be run"
         onnx.checker.check_model(model, full_check=True)
-    except Exception as error:  # protobuf, ONNX and the system have no base in common
+    except Exception as error:  # protobuf and ONNX have no base in common
         reason = readable(" ".join(str(error).split())[:200])
-        raise BundleError(f"{path} {wrong} ({reason}): build the bundle again") from None
+        raise BundleError(f"{path} does not hold a graph that can be run ({reason}): build the bundle again") from None
     return model
 
 

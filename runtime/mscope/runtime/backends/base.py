@@ -61,7 +61,8 @@ class Runner(ABC):
 
         Raises:
             BackendError: it cannot be opened here.
-            BundleError: its names, dtypes or shapes are not those that the bundle's manifest makes of it.
+            BundleError: it is no graph that can be run, has data outside its file, or its names, dtypes or shapes are
+                not those that the bundle's manifest makes of it.
         """
         if self._active:
             return
@@ -109,7 +110,7 @@ class Runner(ABC):
 
     @abstractmethod
     def _open(self) -> None:
-        """Loads the graph. Raises BackendError with the backend's own reason."""
+        """Loads the graph. Raises BackendError, or BundleError, with the backend's own reason."""
 
     @abstractmethod
     def _declared(self) -> tuple[Sequence[Declared], Sequence[Declared]]:

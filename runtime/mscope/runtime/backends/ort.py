@@ -7,10 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from mscope.core.contract import Graph
-from mscope.core.errors import BackendError
+from mscope.core.errors import BackendError, BundleError
+from mscope.core.onnx_file import check_self_contained
 from mscope.runtime.backends.base import Array, Arrays, Declared, Kernel, Runner
 from mscope.runtime.backends.ort_ops import NativeOps, first_line
 
+# Of a kernel or memory that is not here: the file may be as it should.
+_NOT_THE_FILES_FAULT = ("NotImplemented", "RuntimeException")
 _DTYPES = {"tensor(float)": "float32", "tensor(int64)": "int64"}
 
 
@@ -39,6 +42,7 @@ class OrtRunner(Runner):
     def _open(self) -> None:
         import onnxruntime as ort
 
+        check_self_contained(self.path)
         ops = NativeOps("ort", self._wanted)
         options = ort.SessionOptions()
         # Errors become exceptions; ONNX Runtime's own log lines would mix with ours on stderr.
@@ -56,9 +60,10 @@ class OrtRunner(Runner):
         try:
             self._session = ort.InferenceSession(str(self.path), options, providers=["CPUExecutionProvider"])
         except Exception as error:
-            raise BackendError(
-                f"ONNX Runtime {ort.__version__} cannot load {self.path} ({first_line(error)}): build the bundle again"
-            ) from None
+            refused = f"ONNX Runtime {ort.__version__} cannot load {self.path} ({first_line(error)})"
+            if type(error).__name__ in _NOT_THE_FILES_FAULT:
+                raise BackendError(refused) from None
+            raise BundleError(f"{refused}: build the bundle again") from None
         self._kernel = "native" if ops.taken(self.path.name) else "function"
 
     def _declared(self) -> tuple[Sequence[Declared], Sequence[Declared]]:

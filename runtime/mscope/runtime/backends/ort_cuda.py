@@ -15,6 +15,7 @@ import numpy as np
 
 from mscope.core.contract import OP_BIDIRECTIONAL_SCAN, OP_CONV, OP_MIXER, OP_SCAN, Graph, Tensor
 from mscope.core.errors import BackendError
+from mscope.core.onnx_file import check_self_contained
 from mscope.runtime.backends.availability import Availability, gpu_here
 from mscope.runtime.backends.base import Declared, Kernel
 from mscope.runtime.backends.device_runner import DeviceRunner
@@ -81,6 +82,7 @@ class OrtCudaRunner(DeviceRunner):
         self._said = preload(ort)
         if _PROVIDER not in ort.get_available_providers():
             raise BackendError(missing_provider())
+        check_self_contained(self.path)
         ops = NativeOps("ort_cuda", self._wanted)
         self._opened_device = Device()
         session, refusal = self._try(ops)

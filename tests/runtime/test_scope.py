@@ -3,6 +3,7 @@ import math
 import shutil
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -173,6 +174,21 @@ def test_result_and_its_json(scope: Scope, network: fakes.FakeNetwork) -> None:
         assert (line["latency_ms"]["fine"] > 0) == fine
         assert (line["backend"], line["kernel"]) == ("ort-cpu", "function")
         assert "\n" not in result.to_json()
+
+
+@pytest.mark.parametrize("eta", [np.float32(0.5), np.float16(0.5), np.array(0.5), np.int64(1), 1])
+def test_numpys_numbers_are_etas_too(scope: Scope, network: fakes.FakeNetwork, eta: Any) -> None:
+    result = scope(fakes.random_images(network.config, 1)[0], eta=eta)
+    assert type(result.eta) is float
+    assert json.loads(result.to_json())["eta"] == float(eta)
+
+
+def test_a_name_for_each_image(scope: Scope, network: fakes.FakeNetwork) -> None:
+    images = list(fakes.random_images(network.config, 2))
+    assert [result.source for result in scope.batch(images, sources=["a", "b"])] == ["a", "b"]
+    for sources in ([], ["a"], ["a", "b", "c"]):
+        with pytest.raises(InputError, match=rf"sources: got {len(sources)} names for 2 images"):
+            scope.batch(images, sources=sources)
 
 
 def test_shares_of_the_time_add_up(scope: Scope, network: fakes.FakeNetwork) -> None:

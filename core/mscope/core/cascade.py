@@ -37,10 +37,10 @@ def exits_early(coarse_confidence: Floats, eta: float) -> Bools:
 
 
 def check_eta(eta: float) -> float:
-    """`eta` if it is a threshold in [0, 1]; raises InputError otherwise."""
+    """`eta` as Python's float, which JSON takes, if it is a threshold in [0, 1]; raises InputError otherwise."""
     if not 0.0 <= eta <= 1.0:
         raise InputError(f"eta is a confidence between 0 and 1, got {eta}")
-    return eta
+    return float(eta)
 
 
 def select_regions(importance: Floats, count: int) -> tuple[Ints, Ints]:

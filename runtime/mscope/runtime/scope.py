@@ -164,6 +164,8 @@ class Scope:
         """
         self._check_eta(eta)
         names = _names(images) if sources is None else list(sources)
+        if len(names) != len(images):
+            raise InputError(f"sources: got {len(names)} names for {len(images)} images")
         prepared, times = [], []
         for image, name in zip(images, names, strict=True):
             start = time.perf_counter()

@@ -3,7 +3,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from mscope.core.errors import InputError
 from mscope.core.geometry import Grid
@@ -74,6 +74,30 @@ def test_the_answer_and_the_warning_are_in_the_caption() -> None:
     assert red(caption(untrained=True)) > 50
     assert (caption(topk=(Guess(3, "four", 0.98),)) != caption()).any()
     assert (caption(coarse_answer=Guess(3, "three", 0.52)) != caption()).any()
+
+
+def test_a_label_and_a_name_of_any_length(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both are somebody's, and Pillow measures letter by letter."""
+    lengths, drawn = [], []
+    measure, write = ImageDraw.ImageDraw.textlength, ImageDraw.ImageDraw.text
+
+    def textlength(self: ImageDraw.ImageDraw, text: str, *args: Any, **options: Any) -> float:
+        lengths.append(len(text))
+        return measure(self, text, *args, **options)
+
+    def text(self: ImageDraw.ImageDraw, place: Any, text: str, *args: Any, **options: Any) -> None:
+        drawn.append((text, *(measure(self, part, options["font"]) for part in (text, "l", "100% "))))
+        write(self, place, text, *args, **options)
+
+    monkeypatch.setattr(ImageDraw.ImageDraw, "textlength", textlength)
+    monkeypatch.setattr(ImageDraw.ImageDraw, "text", text)
+    picture = draw(topk=(Guess(3, "l" * 3000, 0.98),), source="n" * 3000)
+    assert sum(lengths) < 30_000
+    label, width, letter, indent = next(entry for entry in drawn if entry[0].startswith("lll"))
+    column = (picture.width - 3 * GAP) // 2 - indent
+    assert label.endswith("l...")
+    assert column - letter < width <= column
+    assert any(text.endswith("nnn...") for text, *_ in drawn)
 
 
 def test_plain_vim_has_one_panel() -> None:

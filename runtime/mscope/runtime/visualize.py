@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -213,8 +214,9 @@ def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
 def _fitted(draw: ImageDraw.ImageDraw, text: str, size: int, width: float) -> str:
     """`text`, its end cut off where it is wider than `width` pixels."""
     font = _font(size)
-    if draw.textlength(text, font=font) <= width:
+    # A label or a name may be of any length, and to measure takes time. Hardly a letter is narrower than a pixel.
+    short = text[: max(0, int(width))]
+    if short == text and draw.textlength(text, font=font) <= width:
         return text
-    while text and draw.textlength(text + "...", font=font) > width:
-        text = text[:-1]
-    return text + "..."
+    letters = bisect(range(len(short)), width, key=lambda end: draw.textlength(f"{short[:end]}...", font=font)) - 1
+    return f"{short[: max(0, letters)]}..."

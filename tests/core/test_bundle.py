@@ -163,6 +163,9 @@ def edit(built: Path, **changes: object) -> None:
         ({"schema_version": SCHEMA + 1}, "upgrade mambascope-deploy"),
         ({"schema_version": "1"}, "no schema_version"),
         ({"op_version": OP_VERSION - 1}, f"version {OP_VERSION - 1} of the ops, .*has version {OP_VERSION}: build"),
+        ({"op_version": "\x1b[2J" * 1000}, "its op_version is no number: not a manifest"),
+        ({"weights": {"origin": "random", "seed": -1}}, r"weights\.seed"),
+        ({"weights": {"origin": "random", "seed": 1 << 64}}, r"weights\.seed"),
         ({"surprise": 1}, "surprise"),
         ({"default_eta": 1.5}, "default_eta"),
         ({"default_eta": -0.5}, "default_eta"),
@@ -300,6 +303,8 @@ def test_no_bundle_and_a_wrong_folder(tmp_path: Path) -> None:
         load_manifest(tmp_path / "nowhere")
     with pytest.raises(BundleError, match="is not a bundle"):
         load_manifest(tmp_path)
+    with pytest.raises(BundleError, match=r"^cannot read .*nnn: File name too long$"):
+        load_manifest(tmp_path / ("n" * 300))
 
 
 def test_latest(built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -309,6 +314,9 @@ def test_latest(built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     mark_latest(built)
     assert latest_bundle() == built
     os.rename(built, tmp_path / "moved")
+    with pytest.raises(BundleError, match="is gone"):
+        latest_bundle()
+    (tmp_path / "home" / "latest").write_bytes(b"\xff")
     with pytest.raises(BundleError, match="is gone"):
         latest_bundle()
 

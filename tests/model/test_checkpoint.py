@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from mscope.core.config import ModelConfig, config_for
-from mscope.core.errors import CheckpointError
+from mscope.core.errors import CheckpointError, InputError
 from mscope.core.geometry import Grid
 from mscope.model.checkpoint import model_from_checkpoint, model_from_seed, resize_positions, state_from_file
 from mscope.model.mambascope import MambaScope
@@ -50,6 +50,12 @@ def test_official_forms_load(tmp_path: Path, state: dict[str, torch.Tensor], for
     assert loaded.weights.origin == "file"
     assert loaded.weights.sha256
     assert not loaded.model.training
+
+
+@pytest.mark.parametrize("seed", [-1, 1 << 64])
+def test_a_seed_that_no_generator_takes(seed: int) -> None:
+    with pytest.raises(InputError, match=rf"--seed is from 0 to 18446744073709551615, got {seed}"):
+        model_from_seed(VIM, seed)
 
 
 def test_the_official_key_names() -> None:

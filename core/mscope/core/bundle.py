@@ -118,10 +118,13 @@ def load_manifest(folder: Path, *, check_files: bool = True) -> Manifest:
     """
     _check_name(folder)
     path = folder / MANIFEST
-    if not folder.is_dir():
-        raise BundleError(f"no bundle at {folder}: build one with 'mscope-export build --out {folder}'")
-    if not path.is_file():
-        raise BundleError(f"{folder} is not a bundle: it has no {MANIFEST}; give the folder that 'build' wrote")
+    try:
+        if not folder.is_dir():
+            raise BundleError(f"no bundle at {folder}: build one with 'mscope-export build --out {folder}'")
+        if not path.is_file():
+            raise BundleError(f"{folder} is not a bundle: it has no {MANIFEST}; give the folder that 'build' wrote")
+    except OSError as error:  # a folder that may not be entered, a name that is too long
+        raise BundleError(f"cannot read {folder}: {error.strerror or error}") from None
     manifest = parse_manifest(_read_json(path), path)
     if check_files:
         for name, record in manifest.files.items():
@@ -152,6 +155,8 @@ def parse_manifest(content: Any, path: Path) -> Manifest:
         )
     # Manifests of version 1 did not say so.
     ops = content.get("op_version", 1)
+    if not isinstance(ops, int):
+        raise BundleError(f"{path}: its op_version is no number: not a manifest of this program")
     if ops != OP_VERSION:
         raise BundleError(
             f"{path}: its graphs use version {ops} of the ops, this program has version {OP_VERSION}: "
@@ -207,7 +212,7 @@ def latest_bundle() -> Path:
         raise BundleError(
             "no bundle yet: build one with 'mscope-export build --size ti', or name one with --bundle DIR"
         )
-    folder = Path(marker.read_text(encoding="utf-8").strip())
+    folder = Path(marker.read_text(encoding="utf-8", errors="replace").strip())
     if not folder.is_dir():
         raise BundleError(f"the latest bundle, {folder}, is gone: build one again, or name one with --bundle DIR")
     return folder

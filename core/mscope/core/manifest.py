@@ -12,6 +12,8 @@ from mscope.core.text import readable
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
+#: The largest that PyTorch's generator takes.
+MAX_SEED = (1 << 64) - 1
 
 Backend = Literal["onnx", "tensorrt", "tensorrt-rtx"]
 Precision = Literal["fp32", "fp16", "bf16", "int8", "fp8"]
@@ -46,7 +48,7 @@ class Weights(_Strict):
     origin: Literal["file", "shipped", "random"]
     name: GivenName = Field("", max_length=4096, description="the file's name, without its folder")
     sha256: Sha256 | None = None
-    seed: int | None = None
+    seed: int | None = Field(None, ge=0, le=MAX_SEED)
     derived: tuple[str, ...] = Field(
         (), description="parameters that the file lacked and that were derived from others"
     )

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from mscope.core.bundle import sha256_of
 from mscope.core.config import ModelConfig
-from mscope.core.errors import CheckpointError
+from mscope.core.errors import CheckpointError, InputError
 from mscope.core.geometry import Grid, class_row, coarse_grid, fine_grid
-from mscope.core.manifest import Weights
+from mscope.core.manifest import MAX_SEED, Weights
 from mscope.model.backbone import Backbone
 from mscope.model.mambascope import MambaScope
 from mscope.model.vim import Vim
@@ -40,7 +40,13 @@ def build_model(config: ModelConfig) -> Backbone:
 
 
 def model_from_seed(config: ModelConfig, seed: int) -> Loaded:
-    """Random, untrained weights, the same for the same seed: for latency work."""
+    """Random, untrained weights, the same for the same seed: for latency work.
+
+    Raises:
+        InputError: the seed is not one of 0 ... 2^64 - 1.
+    """
+    if not 0 <= seed <= MAX_SEED:
+        raise InputError(f"--seed is from 0 to {MAX_SEED}, got {seed}")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = build_model(config).eval()

@@ -120,15 +120,25 @@ def test_a_file_that_is_no_model(
         OrtRunner(graph_for(network.config, "coarse"), path).activate()
 
 
-def test_memory_that_is_not_there_is_not_the_files_fault(
-    bundle: Path, network: fakes.FakeNetwork, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("kind", "why", "error"),
+    [
+        ("RuntimeException", "RUNTIME_EXCEPTION : std::bad_alloc", BackendError),
+        ("RuntimeException", "RUNTIME_EXCEPTION : MSCOPE_ISA=x is no instruction set of this machine", BackendError),
+        ("NotImplemented", "NOT_IMPLEMENTED : Could not find an implementation for Scan(16)", BackendError),
+        ("RuntimeException", "RUNTIME_EXCEPTION : VimMixer 'x': A_b has shape (128, 4)", BundleError),
+    ],
+)
+def test_what_this_machine_lacks_is_not_the_files_fault(
+    bundle: Path, network: fakes.FakeNetwork, monkeypatch: pytest.MonkeyPatch, kind: str, why: str, error: type
 ) -> None:
     def session(*arguments: object, **options: object) -> None:
-        raise onnxruntime.capi.onnxruntime_pybind11_state.RuntimeException("6 : RUNTIME_EXCEPTION : std::bad_alloc")
+        raise getattr(onnxruntime.capi.onnxruntime_pybind11_state, kind)(why)
 
     monkeypatch.setattr(onnxruntime, "InferenceSession", session)
-    with pytest.raises(BackendError, match=r"cannot load .*coarse\.onnx \(.*std::bad_alloc\)$"):
+    with pytest.raises(error, match=r"cannot load .*coarse\.onnx \(") as caught:
         OrtRunner(graph_for(network.config, "coarse"), bundle / "coarse.onnx").activate()
+    assert str(caught.value).endswith(": build the bundle again") == (error is BundleError)
 
 
 @pytest.fixture

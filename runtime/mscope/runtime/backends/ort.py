@@ -12,8 +12,6 @@ from mscope.core.onnx_file import check_self_contained
 from mscope.runtime.backends.base import Array, Arrays, Declared, Kernel, Runner
 from mscope.runtime.backends.ort_ops import NativeOps, first_line
 
-# Of a kernel or memory that is not here: the file may be as it should.
-_NOT_THE_FILES_FAULT = ("NotImplemented", "RuntimeException")
 _DTYPES = {"tensor(float)": "float32", "tensor(int64)": "int64"}
 
 
@@ -61,7 +59,7 @@ class OrtRunner(Runner):
             self._session = ort.InferenceSession(str(self.path), options, providers=["CPUExecutionProvider"])
         except Exception as error:
             refused = f"ONNX Runtime {ort.__version__} cannot load {self.path} ({first_line(error)})"
-            if type(error).__name__ in _NOT_THE_FILES_FAULT:
+            if _is_this_machines(error):
                 raise BackendError(refused) from None
             raise BundleError(f"{refused}: build the bundle again") from None
         self._kernel = "native" if ops.taken(self.path.name) else "function"
@@ -88,3 +86,9 @@ class OrtRunner(Runner):
 def declared_nodes(nodes: Any) -> list[Declared]:
     """Inputs or outputs of a session as the contract is compared with."""
     return [Declared(node.name, _DTYPES.get(node.type, node.type), tuple(node.shape)) for node in nodes]
+
+
+def _is_this_machines(error: Exception) -> bool:
+    """Whether a kernel, memory or an instruction set is not here, so that the file may be as it should."""
+    kind, text = type(error).__name__, str(error)
+    return kind == "NotImplemented" or (kind == "RuntimeException" and ("alloc" in text or "MSCOPE_ISA" in text))

@@ -75,12 +75,15 @@ def whole() -> bytes:
 
 
 def test_a_whole_file_passes(tmp_path: Path) -> None:
-    (tmp_path / "m.onnx").write_bytes(whole())
-    check_self_contained(tmp_path / "m.onnx")
+    for before in (b"", b"\x08" + b"\xff" * 9 + b"\x01"):  # -1 in ten bytes
+        (tmp_path / "m.onnx").write_bytes(before + whole())
+        check_self_contained(tmp_path / "m.onnx")
 
 
 @pytest.mark.parametrize(
-    "content", [b"", whole()[:-1], b"\xff" * 20, b"\x3b" + whole()], ids=["empty", "cut", "long", "group"]
+    "content",
+    [b"", whole()[:-1], b"\xff" * 20, b"\x3b" + whole(), b"\x08" + b"\x80" * 10 + b"\x01" + whole()],
+    ids=["empty", "cut", "long", "group", "number"],
 )
 def test_a_file_that_is_none(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "m.onnx").write_bytes(content)

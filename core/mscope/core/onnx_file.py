@@ -73,3 +73,5 @@ def _varint(content: mmap.mmap, at: int) -> tuple[int, int]:
         at, shift = at + 1, shift + 7
         if byte < 0x80:
             return value, at
+        if shift > 63:
+            raise ValueError("a number of more than ten bytes")

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from mscope.core.errors import BackendError
+from mscope.core.python import module_command
 from mscope.plugins import build_cuda, trt
 from mscope.plugins.build import BuildError
 
@@ -100,7 +101,7 @@ def probe(flavour: Flavour) -> Loaded:
 
 
 def _try(flavour: Flavour) -> Loaded:
-    command = [sys.executable, "-m", "mscope.plugins.trt_check", flavour]
+    command = module_command("mscope.plugins.trt_check", flavour)
     try:
         result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=_TIMEOUT_S)
     except subprocess.TimeoutExpired:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from mscope.core.errors import BackendError, InputError
+from mscope.core.python import module_command
 from mscope.export.engine.request import BuildResult, EngineRequest, Event
 from mscope.export.extend import Progress
 
@@ -36,10 +36,9 @@ def build_in_process(request: EngineRequest, progress: Progress | None = None, m
         asked.write_text(request.model_dump_json(), encoding="utf-8")
         with words.open("wb") as stderr:
             child = subprocess.Popen(
-                [sys.executable, "-m", module, str(asked), str(answer), str(os.getpid())],
+                module_command(module, str(asked), str(answer), str(os.getpid())),
                 stdout=subprocess.PIPE,
                 stderr=stderr,
-                env=os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
                 start_new_session=True,
             )
             try:

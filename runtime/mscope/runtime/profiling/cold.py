@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from typing import Literal
 
 from mscope.core.errors import BackendError
+from mscope.core.python import module_command
 from mscope.runtime.profiling.schema import ColdRun, ColdStart, Memory
 
 _TIMEOUT_S = 600
@@ -53,7 +54,7 @@ def cold_start(request: ColdRequest, times: int) -> tuple[ColdStart, Memory]:
 
 
 def _one(request: ColdRequest) -> tuple[ColdRun, dict[str, int | None]]:
-    command = [sys.executable, "-m", "mscope.runtime.profiling.cold", json.dumps(asdict(request))]
+    command = module_command("mscope.runtime.profiling.cold", json.dumps(asdict(request)))
     # A file, not a pipe: nobody reads a pipe while the lines of stdout are waited for.
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as complaints:
         started = time.perf_counter()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import shutil
@@ -18,10 +19,11 @@ import pytest
 import torch
 from onnx import numpy_helper
 
+from fake_tensorrt import add_engines
 from mscope.core.bundle import load_manifest, record_of, write_manifest
 from mscope.core.config import ModelConfig, config_for
 from mscope.core.contract import Stage
-from mscope.core.errors import MscopeError, ParityError
+from mscope.core.errors import BackendError, MscopeError, ParityError
 from mscope.core.manifest import Manifest, Temperature, Variant
 from mscope.export import variants
 from mscope.export.agreement import compare_exits
@@ -36,6 +38,8 @@ from mscope.export.revise import revise_bundle
 from mscope.export.variants import compare_variants
 from mscope.export.verification import raise_problems, verify
 from mscope.model.checkpoint import model_from_seed
+from mscope.runtime.backends.availability import Availability
+from mscope.runtime.backends.registry import BACKENDS
 
 Small = Callable[..., ModelConfig]
 
@@ -208,6 +212,58 @@ def test_an_engine_for_more_images_than_there_are(bundle: Path, monkeypatch: pyt
     assert ran
     for variant in ran:
         assert (variant.images, variant.exit_flips, variant.selected_agreement) == (6, 0, 1.0)
+
+
+def put_in_place(monkeypatch: pytest.MonkeyPatch, name: str, **hooks: Any) -> None:
+    """A backend that is here, with other hooks."""
+    there = Availability(name, "", "", "", None)
+    monkeypatch.setitem(BACKENDS, name, dataclasses.replace(BACKENDS[name], probe=lambda: there, **hooks))
+
+
+def test_engines_for_another_machine_are_not_run(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `build --gpu sm_89` makes them where another GPU is: no fault of the bundle's."""
+    add_engines(bundle, compute_capabilities=("sm_89",))
+    asked: list[str] = []
+
+    def mismatch(path: Path, variant: Variant, kernel: str) -> str:
+        asked.append(path.name)
+        return "" if "sm_90" in path.name else f"{path.name} was built for sm_89: run '--from {path.parent}'"
+
+    def runner(graph: Any, path: Path, options: Any) -> Any:
+        raise BackendError(f"opened {path.name}")
+
+    put_in_place(monkeypatch, "tensorrt", mismatch=mismatch, runner=runner)
+    report = verify(bundle)
+    raise_problems(report)
+    (engines,) = (variant for variant in report.variants if variant.backend == "tensorrt")
+    engine = "coarse.fp16.sm_89.trt.engine"
+    assert engines.not_run == f"{engine} was built for sm_89: run '--from {bundle}'"
+    assert asked == [engine]
+    revised = revise_bundle(bundle, ("fp16",))
+    (engines,) = (variant for variant in revised.steps.reports if variant.backend == "tensorrt")
+    assert engines.not_run == f"{engine} was built for sm_89: run '--from BUNDLE'"
+    # Of two engines for a stage the one that fits is opened.
+    add_engines(bundle)
+    (engines,) = (variant for variant in verify(bundle).variants if variant.backend == "tensorrt")
+    assert (engines.not_run, engines.problems) == ("", ["opened coarse.fp16.sm_90.trt.engine"])
+
+
+def test_the_kernel_that_is_told_is_the_one_that_runs(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    asked: list[tuple[str, str, int | None]] = []
+
+    def runner(graph: Any, path: Path, options: Any) -> Any:
+        asked.append((path.name, options.kernel, options.threads))
+        raise BackendError("no")
+
+    put_in_place(monkeypatch, "ort-cuda", runner=runner)
+    monkeypatch.setattr(variants.find, "library", lambda name: tmp_path if name == "ort_cuda" else None)
+    names = [report.name for report in verify(bundle).variants if report.backend == "ort-cuda"]
+    each = [(precision, kernel) for precision in ("fp32", "fp16") for kernel in ("function", "native")]
+    assert names == [f"ort-cuda {precision} {kernel}" for precision, kernel in each]
+    files = {"fp32": "coarse.onnx", "fp16": "coarse.fp16.onnx"}
+    assert asked == [(files[precision], kernel, None) for precision, kernel in each]
 
 
 def failing(folder: Path, manifest: Manifest, progress: Any) -> Mapping[Stage, Variant]:

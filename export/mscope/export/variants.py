@@ -14,7 +14,7 @@ import numpy as np
 from mscope.core.cascade import select_regions
 from mscope.core.contract import Stage, graphs
 from mscope.core.engine import load_engine_record
-from mscope.core.errors import MscopeError, ParityError
+from mscope.core.errors import BackendError, MscopeError, ParityError
 from mscope.core.geometry import coarse_grid, regions_refined
 from mscope.core.manifest import Manifest, Precision, VariantParity
 from mscope.export.agreement import compare_exits, compare_selected
@@ -114,8 +114,13 @@ def compare_variants(
             if not found.available:
                 reports.append(VariantReport(entry.name, precision, "", not_run=found.missing))
                 continue
+            try:
+                files = _files(folder, manifest, entry, precision)
+            except BackendError as error:
+                reports.append(VariantReport(entry.name, precision, "", not_run=str(error)))
+                continue
             for kernel in _kernels(entry, quick):
-                reports.append(_compare(folder, manifest, entry, precision, kernel, reference, images, expected))
+                reports.append(_compare(files, manifest, entry, precision, kernel, reference, images, expected))
     return reports
 
 
@@ -124,6 +129,28 @@ def check_reports(reports: Sequence[VariantReport]) -> None:
     for report in reports:
         if report.problems:
             raise ParityError(f"{report.name}: {report.problems[0]}")
+
+
+def _files(folder: Path, manifest: Manifest, entry: Entry, precision: Precision) -> dict[Stage, Path]:
+    """The file that a backend runs of each stage that has one; of several engines the one for this machine.
+
+    Raises:
+        BackendError: a stage has engines, but for another GPU, library or plugin; the first says so.
+    """
+    found: dict[Stage, Path] = {}
+    for stage, record in manifest.stages.items():
+        refused = ""
+        for variant in record.variants:
+            path = folder / variant.file
+            if stage in found or (variant.backend, variant.precision) != (entry.format, precision):
+                continue
+            if reason := entry.mismatch(path, variant, "auto"):
+                refused = refused or reason
+            else:
+                found[stage] = path
+        if refused and stage not in found:
+            raise BackendError(refused)
+    return found
 
 
 def _kernels(entry: Entry, quick: bool) -> tuple[Kernel, ...]:
@@ -141,7 +168,7 @@ def _is_emulated(entry: Entry, precision: Precision) -> bool:
 
 
 def _compare(
-    folder: Path,
+    files: Mapping[Stage, Path],
     manifest: Manifest,
     entry: Entry,
     precision: Precision,
@@ -153,7 +180,7 @@ def _compare(
     emulated = _is_emulated(entry, precision)
     report = VariantReport(entry.name, precision, f"{kernel}, products emulated" if emulated else kernel)
     try:
-        with _runners(folder, manifest, entry, precision, kernel, emulated) as (runners, batch):
+        with _runners(files, manifest, entry, precision, kernel, emulated) as (runners, batch):
             report.kernel = report.kernel.replace("auto", next(iter(runners.values())).kernel)
             # An engine's smallest batch may be larger than all the images: some are run again.
             rows = np.arange(max(len(images), batch[0])) % len(images)
@@ -182,27 +209,27 @@ def _compare(
 
 @contextlib.contextmanager
 def _runners(
-    folder: Path, manifest: Manifest, entry: Entry, precision: Precision, kernel: Kernel, emulated: bool
+    files: Mapping[Stage, Path],
+    manifest: Manifest,
+    entry: Entry,
+    precision: Precision,
+    kernel: Kernel,
+    emulated: bool,
 ) -> Iterator[tuple[dict[Stage, Runner], tuple[int, int]]]:
     """Active runners of every stage, and the smallest and largest batch that they take."""
     batch = (1, max(_BATCHES))
     with contextlib.ExitStack() as stack:
         runners: dict[Stage, Runner] = {}
         for graph in graphs(manifest.config):
-            files = [
-                v.file
-                for v in manifest.stages[graph.stage].variants
-                if (v.backend, v.precision) == (entry.format, precision)
-            ]
-            if not files:
+            if graph.stage not in files:
                 raise ParityError(f"the bundle has no {entry.format} {precision} file for stage '{graph.stage}'")
-            path = folder / files[0]
+            path = files[graph.stage]
             if entry.format != "onnx":
                 smallest, _, largest = load_engine_record(path).batch
                 batch = max(batch[0], smallest), min(batch[1], largest)
             if emulated:
                 path = _emulated(path, Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="mscope-bf16-"))))
-            options = RunnerOptions(threads=1, kernel=kernel) if entry.name == "ort-cpu" else RunnerOptions()
+            options = RunnerOptions(threads=1 if entry.name == "ort-cpu" else None, kernel=kernel)
             runners[graph.stage] = stack.enter_context(entry.runner(graph, path, options))
         yield runners, (batch[0], max(batch))
 

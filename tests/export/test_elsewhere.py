@@ -13,7 +13,7 @@ import pytest
 from mscope.core.bundle import load_manifest
 from mscope.core.config import ModelConfig
 from mscope.core.console import run_app
-from mscope.core.errors import BundleError, InputError
+from mscope.core.errors import BackendError, BundleError, InputError
 from mscope.export.build import build_bundle
 from mscope.export.cli import app
 from mscope.export.engine import flavour, plan
@@ -109,6 +109,50 @@ def test_a_target_that_was_insisted_on_is_not_replaced(
     if installed:
         with pytest.raises(InputError, match=f"sm_87: tensorrt_rtx 1.7 builds for sm_89, sm_120; {remedy}"):
             plan.plan_engines(EngineWish("trt-rtx", ("sm_87", "sm_89")))
+
+
+def test_a_gpu_that_the_installed_library_does_not_know(
+    machine: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As an H100 with TensorRT-RTX: "auto" builds no engines, and says so before anything is exported."""
+    machine("tensorrt_rtx", here="sm_90")
+    auto = plan.plan_engines(EngineWish("auto"))
+    assert (auto.options, auto.note) == (None, "no engines: tensorrt_rtx 1.7 builds for sm_89, sm_120, here is sm_90")
+    with pytest.raises(BackendError, match=r"^--target trt-rtx: tensorrt_rtx 1\.7 builds for sm_89, sm_120, here is s"):
+        plan.plan_engines(EngineWish("trt-rtx"))
+    machine("tensorrt_rtx", here="sm_120")
+    for target in ("auto", "trt-rtx"):
+        here = plan.plan_engines(EngineWish(target))
+        assert here.options is not None
+        assert (here.options.library.target, here.options.gpus) == ("trt-rtx", ())
+
+    # One that is installed and cannot be used stands in nobody's way.
+    machine("tensorrt", "tensorrt_rtx", here="sm_89")
+    original = flavour.load
+
+    def broken(library: flavour.Library) -> object:
+        if library.target == "trt":
+            raise BackendError("tensorrt cannot be imported (libnvinfer.so.10)")
+        return original(library)
+
+    for module in (flavour, plan):
+        monkeypatch.setattr(module, "load", broken)
+    other = plan.plan_engines(EngineWish("auto"))
+    assert other.options is not None
+    assert other.options.library.target == "trt-rtx"
+    with pytest.raises(BackendError, match=r"^--target trt: tensorrt cannot be imported \(libnvinfer\.so\.10\)$"):
+        plan.plan_engines(EngineWish("trt"))
+    monkeypatch.setattr("mscope.export.engine.plan.gpu_here", lambda: Gpu("an Orin", "sm_87"))
+    both = plan.plan_engines(EngineWish("auto"))
+    assert both.note == (
+        "no engines: tensorrt cannot be imported (libnvinfer.so.10); "
+        "tensorrt_rtx 1.7 builds for sm_89, sm_120, here is sm_87"
+    )
+    named = plan.plan_engines(EngineWish("auto", ("sm_87",)))
+    assert named.elsewhere is not None
+    assert named.elsewhere.why == (
+        "tensorrt_rtx 1.7 builds for sm_89, sm_120; tensorrt cannot be imported (libnvinfer.so.10)"
+    )
 
 
 # What is written.

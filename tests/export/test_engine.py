@@ -63,20 +63,21 @@ def test_auto_builds_engines_only_where_they_can_be_used(monkeypatch: pytest.Mon
     installed = {"tensorrt_rtx"}
     monkeypatch.setattr(flavour.Library, "installed", property(lambda self: self.module in installed))
     choose = flavour.choose_library
-    library, note = choose("auto", gpu_here=False)
+    library, note = choose("auto", here="")
     assert library is None
     assert "no NVIDIA GPU here" in note
     installed.add("tensorrt")
-    full, _ = choose("auto", gpu_here=True)
+    monkeypatch.setitem(sys.modules, "tensorrt", make_module("10.3.0"))
+    full, _ = choose("auto", here="sm_89")
     assert full is not None
     assert full.target == "trt"
     installed.clear()
-    assert choose("auto", gpu_here=True)[0] is None
-    assert choose("onnx", gpu_here=True) == (None, "")
+    assert choose("auto", here="sm_89")[0] is None
+    assert choose("onnx", here="sm_89") == (None, "")
     with pytest.raises(BackendError, match="module tensorrt is not here: on a Jetson it comes with JetPack"):
-        choose("trt", gpu_here=True)
+        choose("trt", here="sm_89")
     with pytest.raises(InputError, match="unknown target 'rtx'"):
-        choose("rtx", gpu_here=True)
+        choose("rtx", here="sm_89")
 
 
 def test_what_cannot_be_had_is_said_before_anything_is_built(monkeypatch: pytest.MonkeyPatch) -> None:

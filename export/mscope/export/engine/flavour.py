@@ -62,10 +62,10 @@ def library_for(target: str) -> Library:
     return library
 
 
-def choose_library(target: str, *, gpu_here: bool) -> tuple[Library | None, str]:
+def choose_library(target: str, *, here: str) -> tuple[Library | None, str]:
     """What a `--target` stands for on this machine, and a line that says why where "auto" builds no engines.
 
-    "auto" takes the first that is installed where a GPU is, else none; where GPUs are named see `choose_for_gpus`.
+    "auto" takes the first that builds for the GPU `here`, "" without one; where GPUs are named see `choose_for_gpus`.
 
     Raises:
         InputError: unknown. BackendError: named and not installed.
@@ -74,13 +74,27 @@ def choose_library(target: str, *, gpu_here: bool) -> tuple[Library | None, str]
         return None, ""
     if target != AUTO:
         return library_for(target), ""
-    full, rtx = LIBRARIES["trt"], LIBRARIES["trt-rtx"]
-    if not gpu_here:
+    if not here:
         return None, "no engines: no NVIDIA GPU here (--gpu sm_XX names one for TensorRT-RTX to build for)"
-    for library in (full, rtx):
-        if library.installed:
+    reasons = []
+    for library in LIBRARIES.values():
+        if not library.installed:
+            continue
+        if not (reason := why_not_here(library, here)):
             return library, ""
-    return None, f"no engines: neither {full.module} nor {rtx.module} is installed"
+        reasons.append(reason)
+    neither = f"neither {' nor '.join(library.module for library in LIBRARIES.values())} is installed"
+    return None, f"no engines: {'; '.join(reasons) or neither}"
+
+
+def why_not_here(library: Library, here: str) -> str:
+    """Why an installed library builds nothing for the GPU of this machine, such as "sm_87"; "" where it does."""
+    try:
+        module = load(library)
+    except BackendError as error:
+        return str(error)
+    known = _capabilities(module) if library.flavour == "tensorrt-rtx" else {}
+    return f"{_builds_for(module)}, here is {here}" if known and here not in known else ""
 
 
 def choose_for_gpus(gpus: tuple[str, ...], here: str) -> tuple[Library | None, tuple[str, ...], str]:
@@ -88,19 +102,22 @@ def choose_for_gpus(gpus: tuple[str, ...], here: str) -> tuple[Library | None, t
 
     TensorRT-RTX for those that it knows; where it knows none, TensorRT for the GPU `here`, which is all that it builds
     for; else none.
-
-    Raises:
-        BackendError: TensorRT-RTX is installed and cannot be imported.
     """
     full, rtx = LIBRARIES["trt"], LIBRARIES["trt-rtx"]
     known: tuple[str, ...] = ()
     why = f"{rtx.module} is not installed: {rtx.how_to_get}"
     if rtx.installed:
-        module = load(rtx)
-        known = tuple(name for name in gpus if name in _capabilities(module))
-        why = _builds_for(module)
+        try:
+            module = load(rtx)
+        except BackendError as error:
+            why = str(error)
+        else:
+            known = tuple(name for name in gpus if name in _capabilities(module))
+            why = _builds_for(module)
     if not known and gpus == (here,) and full.installed:
-        return full, gpus, ""
+        if not (reason := why_not_here(full, here)):
+            return full, gpus, ""
+        why = f"{why}; {reason}"
     return (rtx if known else None), known, why
 
 

@@ -9,7 +9,7 @@ from mscope.core.errors import BackendError
 from mscope.export.engine.derive import EngineOptions, check_here, target_gpu
 from mscope.export.engine.device import gpu_here
 from mscope.export.engine.elsewhere import Elsewhere
-from mscope.export.engine.flavour import AUTO, check_gpus, choose_for_gpus, choose_library, load
+from mscope.export.engine.flavour import AUTO, check_gpus, choose_for_gpus, choose_library, load, why_not_here
 from mscope.export.engine.wish import EngineWish, Ops
 
 
@@ -53,14 +53,17 @@ def plan_engines(wish: EngineWish) -> EnginePlan:
     else:
         if wish.target == "trt":
             check_here(wish.gpus, here)
-        library, note = choose_library(wish.target, gpu_here=here is not None)
+        library, note = choose_library(wish.target, here="" if here is None else here.sm)
         gpus = wish.gpus
     if library is None:
         return EnginePlan(None, note, elsewhere=elsewhere)
     plugin, warning = _plugin(wish.ops)
     options = EngineOptions(library, gpus=gpus, batch=wish.batch, plugin=plugin)
-    if target_gpu(options) is None:
+    used = target_gpu(options)
+    if used is None:
         check_gpus(load(library), gpus)
+    elif reason := why_not_here(library, used.sm):
+        raise BackendError(f"--target {library.target}: {reason}")
     return EnginePlan(options, f"engines by {library.module}" if wish.target == AUTO else "", warning, elsewhere)
 
 

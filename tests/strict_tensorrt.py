@@ -145,7 +145,7 @@ def make_module(version: str, plan: bytes | None = b"plan") -> Any:
             assert content == plan
             return Engine()
 
-    module.Runtime = Runtime
+    module.Runtime, module.Engine = Runtime, Engine
     module.LayerInformationFormat = IntEnum("LayerInformationFormat", ["ONELINE", "JSON"], start=0)
     module.ILogger, module.IProgressMonitor, module.Builder, module.OnnxParser = (
         ILogger, IProgressMonitor, Builder, OnnxParser,

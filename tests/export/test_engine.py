@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import signal
@@ -12,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -122,6 +124,10 @@ def test_the_network_is_strongly_typed_in_every_version(
         timing.write_bytes(unusable)
         assert build_here(request, os.getppid()).error == ""
         assert timing.read_bytes() == b"timed"
+    # A cache that can be neither read nor written costs time and nothing else.
+    timing.unlink()
+    timing.mkdir()
+    assert build_here(request, os.getppid()).error == ""
 
 
 def test_where_a_gpu_is_the_inspector_lists_the_layers(
@@ -135,6 +141,22 @@ def test_where_a_gpu_is_the_inspector_lists_the_layers(
     monkeypatch.setattr("mscope.export.engine.worker.gpu_here", lambda: device.Gpu("Orin", "sm_87"))
     result = build_here(request, os.getppid())
     assert (result.layers_from, [layer.kind for layer in result.layers]) == ("inspector", ["gemm"])
+
+
+@pytest.mark.parametrize(
+    "text", ['{"Layers": [', "[]", '{"Bindings": []}', '{"Layers": [{"Name": "a", "Inputs": null}]}']
+)
+def test_a_list_of_layers_that_cannot_be_read_costs_no_engine(
+    text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exported: dict[str, onnx.ModelProto]
+) -> None:
+    module = make_module("10.3.0")
+    module.Engine.create_engine_inspector = lambda self: SimpleNamespace(get_engine_information=lambda form: text)
+    monkeypatch.setitem(sys.modules, "tensorrt", module)
+    monkeypatch.setattr("mscope.export.engine.worker.gpu_here", lambda: device.Gpu("Orin", "sm_87"))
+    onnx.save(exported["coarse"], tmp_path / "coarse.onnx")
+    result = build_here(request_for(tmp_path, flavour="tensorrt", gpus=()), os.getppid())
+    assert (result.error, result.layers, result.layers_from) == ("", (), "")
+    assert (tmp_path / "coarse.engine").read_bytes() == b"plan"
 
 
 DRIVER = """
@@ -274,6 +296,47 @@ def test_the_cache_does_not_grow_for_ever(tmp_path: Path, monkeypatch: pytest.Mo
         os.utime(cache.cache_folder() / f"key{number}.json", (number, number))
     cache.keep("key9", engine, BuildResult())
     assert {path.stem for path in cache.cache_folder().iterdir()} == {"key3", "key9"}
+
+
+def test_a_cache_that_cannot_be_written_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine = tmp_path / "a.engine"
+    engine.write_bytes(b"plan")
+    (tmp_path / "file").write_bytes(b"")
+    monkeypatch.setattr(cache, "cache_folder", lambda: tmp_path / "file" / "engines")
+    cache.keep("key", engine, BuildResult())
+    (line,) = (record.getMessage() for record in caplog.records)
+    assert line.startswith("warning: a.engine is not kept for the next build: ")
+    assert cache.take("key", tmp_path / "b.engine") is None
+    # A disk that is full for the entry keeps no engine that nothing would drop.
+    monkeypatch.setattr(cache, "cache_folder", lambda: tmp_path / "engines")
+
+    def full(path: Path, text: str) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cache, "write_text_atomically", full)
+        cache.keep("key", engine, BuildResult())
+    assert list((tmp_path / "engines").iterdir()) == []
+
+
+def test_what_another_process_drops_from_the_cache_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, copy = tmp_path / "a.engine", tmp_path / "b.engine"
+    engine.write_bytes(b"plan")
+    cache.keep("one", engine, BuildResult(version="10.3"))
+
+    def drop(path: Path) -> None:
+        (cache.cache_folder() / "one.json").unlink()
+        os_utime(path)
+
+    os_utime = os.utime
+    with monkeypatch.context() as patch:
+        patch.setattr(cache.os, "utime", drop)
+        found = cache.take("one", copy)
+    assert found is not None
+    assert copy.read_bytes() == b"plan"
+    assert cache._last_used(cache.cache_folder() / "one.json") == 0.0
 
 
 # Launches.

@@ -62,7 +62,10 @@ def nodes_of(metadata: str) -> tuple[str, ...]:
 def layers_of_inspector(text: str) -> tuple[EngineLayer, ...]:
     """The layers of IEngineInspector's JSON, at detailed verbosity. Raises ValueError where it is something else."""
     content = json.loads(text)
-    return tuple(_inspected(layer) for layer in content["Layers"] if isinstance(layer, dict))
+    layers = content.get("Layers") if isinstance(content, dict) else None
+    if not isinstance(layers, list):
+        raise ValueError("the inspector's JSON has no list of layers")
+    return tuple(_inspected(layer) for layer in layers if isinstance(layer, dict))
 
 
 def _inspected(layer: dict[str, Any]) -> EngineLayer:

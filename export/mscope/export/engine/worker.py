@@ -6,6 +6,7 @@ three are the parent's to handle. Events go to stdout, the library's errors to s
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
@@ -83,9 +84,11 @@ def build(request: EngineRequest, parent: int) -> BuildResult:
         return BuildResult(error=f"{module.__name__} {module.__version__}: {log.last_error or 'no reason given'}")
     Path(request.engine).write_bytes(plan)
     if cache is not None and request.timing_cache is not None:
-        Path(request.timing_cache).parent.mkdir(parents=True, exist_ok=True)
-        with replacing(Path(request.timing_cache)) as file:
-            file.write(bytes(config.get_timing_cache().serialize()))
+        # It saves the next build's time: no reason to lose this one.
+        with contextlib.suppress(OSError):
+            Path(request.timing_cache).parent.mkdir(parents=True, exist_ok=True)
+            with replacing(Path(request.timing_cache)) as file:
+                file.write(bytes(config.get_timing_cache().serialize()))
     layers, source = _layers(module, log, plan)
     del parser
     return BuildResult(
@@ -178,8 +181,10 @@ def _timing_cache(config: Any, request: EngineRequest) -> Any:
     """TensorRT's own cache of what it timed, attached; TensorRT-RTX times nothing when it builds."""
     if request.timing_cache is None:
         return None
-    path = Path(request.timing_cache)
-    cache = config.create_timing_cache(path.read_bytes() if path.is_file() else b"")
+    known = b""
+    with contextlib.suppress(OSError):  # none yet, or one that cannot be read
+        known = Path(request.timing_cache).read_bytes()
+    cache = config.create_timing_cache(known)
     if cache is None or not config.set_timing_cache(cache, False):
         cache = config.create_timing_cache(b"")
         config.set_timing_cache(cache, False)
@@ -195,7 +200,10 @@ def _layers(module: ModuleType, log: Any, plan: Any) -> tuple[tuple[EngineLayer,
     if engine is None:
         return (), ""
     text = engine.create_engine_inspector().get_engine_information(module.LayerInformationFormat.JSON)
-    return layers_of_inspector(text), "inspector"
+    try:
+        return layers_of_inspector(text), "inspector"
+    except (ValueError, TypeError):  # a list that cannot be read is neither proof nor failure
+        return (), ""
 
 
 if __name__ == "__main__":

@@ -186,8 +186,8 @@ class ICudaEngine:
         return self.shape(name, -1)
 
     def get_tensor_profile_shape(self, name: str, profile_index: int) -> list[tuple[int, ...]]:
-        if name not in self.tensors:
-            self.logger.log(Severity.ERROR, f"Error Code 3: {name} is no tensor of this engine")
+        if self.get_tensor_mode(name) != TensorIOMode.INPUT:
+            self.logger.log(Severity.ERROR, f"Error Code 3: {name} is no input of this engine")
             return [(), (), ()]
         return [self.shape(name, batch) for batch in self.batch]
 

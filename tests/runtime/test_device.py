@@ -5,6 +5,9 @@ import importlib.util
 import re
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,11 +20,13 @@ from fake_gpu import FakeDriver
 from fake_tensorrt import IRuntimeConfig
 from mscope.core.contract import Tensor
 from mscope.core.errors import BackendError
+from mscope.runtime import Scope
 from mscope.runtime.device import driver
 from mscope.runtime.device.buckets import bucket_of, runs
 from mscope.runtime.device.cuda import Device, Memory
 from mscope.runtime.device.stream import Stream
 from mscope.runtime.device.tensors import DeviceTensor, StagedTensor
+from mscope.runtime.result import Outcome
 
 
 @pytest.fixture
@@ -281,6 +286,46 @@ def test_a_lost_device_says_so(cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setattr(cuda, "cudaStreamSynchronize", lambda stream: (lost,))
     with pytest.raises(BackendError, match=rf"cudaError{name} \({number}\); the device's context is lost"):
         stream.synchronize()
+
+
+def test_closing_lets_another_threads_batch_finish(
+    cuda: FakeCuda, network: fakes.FakeNetwork, engines: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake_gpu.install(monkeypatch, network, cuda)
+    images, array = fake_gpu.random_batch(network, 3), fake_gpu.InterfaceArray(cuda, fake_gpu.random_batch(network, 1))
+    scope = Scope.load(engines, backend="tensorrt")
+    expected = scope.run(images, 1.0)
+    cascade: Any = scope._cascade
+    running, wanted, run = threading.Event(), threading.Event(), cascade._run
+
+    class Lock:
+        held = threading.Lock()
+
+        def __enter__(self) -> None:
+            if running.is_set():
+                wanted.set()
+            self.held.acquire()
+
+        def __exit__(self, *error: object) -> None:
+            self.held.release()
+
+    def slowly(*arguments: Any) -> Outcome:
+        running.set()
+        assert wanted.wait(20), "close() did not ask for the lock"
+        outcome: Outcome = run(*arguments)
+        return outcome
+
+    monkeypatch.setattr(cascade, "_lock", Lock())
+    monkeypatch.setattr(cascade, "_run", slowly)
+    with ThreadPoolExecutor(2) as pool:
+        batch = pool.submit(scope.run, images, 1.0)
+        assert running.wait(20)
+        pool.submit(scope.close).result()
+        np.testing.assert_array_equal(batch.result().logits, expected.logits)
+    for given in (images, array):
+        with pytest.raises(BackendError, match=r"used after close\(\)"):
+            scope.run(given, 1.0)
+    assert cuda.live == 1, "the array"
 
 
 def test_fake_network_rows(network: fakes.FakeNetwork) -> None:

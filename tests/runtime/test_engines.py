@@ -15,7 +15,7 @@ import fake_tensorrt
 import fakes
 from fake_cuda import FakeCuda, Misuse
 from fake_gpu import FakeDriver, random_batch
-from fake_tensorrt import FakeTensorRT
+from fake_tensorrt import FakeTensorRT, TensorIOMode
 from mscope.core.bundle import load_manifest, record_of, write_manifest
 from mscope.core.console import run_app
 from mscope.core.engine import sidecar_of
@@ -137,6 +137,15 @@ def test_a_foreign_engine_is_refused_by_the_library(gpu: dict[str, FakeTensorRT]
     assert gpu["tensorrt"].cuda.live == 0
 
 
+def test_an_engine_whose_image_comes_out(
+    gpu: dict[str, FakeTensorRT], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake_tensorrt.add_engines(folder)
+    monkeypatch.setattr(fake_tensorrt.ICudaEngine, "get_tensor_mode", lambda self, name: TensorIOMode.OUTPUT)
+    assert "inputs are [], expected ['image']: build the bundle again" in refusal(folder, BundleError)
+    assert gpu["tensorrt"].cuda.live == 0
+
+
 def test_a_truncated_engine_is_caught_before_it_is_read(gpu: dict[str, FakeTensorRT], folder: Path) -> None:
     engine = fake_tensorrt.add_engines(folder)[1]
     engine.write_bytes(engine.read_bytes()[:-5])
@@ -227,6 +236,14 @@ def test_the_stand_in_forgives_no_two_streams_on_one_scratch_memory(gpu: dict[st
         for stream in (first, second):
             stream.close()
         memory.release()
+
+
+def test_an_empty_batch_of_a_runner(gpu: dict[str, FakeTensorRT], folder: Path, network: fakes.FakeNetwork) -> None:
+    fake_tensorrt.add_engines(folder, batch=(2, 4, 8))
+    with Scope.load(folder, backend="tensorrt") as scope:
+        outputs = scope._runners["coarse"].infer({"image": random_batch(network, 0)})
+    assert {name: array.shape[0] for name, array in outputs.items()} == dict.fromkeys(outputs, 0)
+    assert set(outputs) == {"logits", "importance", "features", "embeddings"}
 
 
 def test_shapes_that_the_engine_cannot_infer_are_one_line(

@@ -77,6 +77,11 @@ class DeviceRunner(Runner):
 
     def _execute(self, feeds: Mapping[str, Array]) -> Arrays:
         rows = len(next(iter(feeds.values())))
+        if not rows:  # not every engine takes an empty batch
+            return {
+                tensor.name: np.zeros((0, *(int(axis) for axis in tensor.axes[1:])), tensor.dtype)
+                for tensor in self.graph.outputs
+            }
         starts = range(0, rows, self.largest)
         with self.device.current():
             if self._exchange is None:

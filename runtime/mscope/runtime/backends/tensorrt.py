@@ -115,7 +115,8 @@ class EngineRunner(DeviceRunner):
         if self._engine.num_optimization_profiles < 1:
             raise BackendError(f"{self.path.name} has no optimisation profile: {rebuild(self._flavour, self.path)}")
         names = [self._engine.get_tensor_name(index) for index in range(self._engine.num_io_tensors)]
-        if "image" in names:  # else the check of what is declared says what is there instead
+        # Else the check of what is declared says what is there instead.
+        if "image" in names and self._engine.get_tensor_mode("image") == module.TensorIOMode.INPUT:
             smallest, _, largest = self._engine.get_tensor_profile_shape("image", _PROFILE)
             self.smallest, self.largest = int(smallest[0]), int(largest[0])
         self._memory = Memory(self.device)

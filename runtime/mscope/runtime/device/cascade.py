@@ -116,12 +116,14 @@ class DeviceCascade(Cascade):
         shape = (self.config.channels, self.config.height, self.config.width)
         # The lock, for what another thread is capturing on the stream must not take this wait in.
         with self._lock, self._device.current():
+            self._check_open()
             return device_array(array, shape, self._device, self._stream)
 
     def run(
         self, image: Any, eta: float | None, *, refine_all: bool = False, may_refine: MayRefine | None = None
     ) -> Outcome:
         with self._lock, self._device.current():
+            self._check_open()
             try:
                 if self._decision is not None and len(image) == 1 and may_refine is None and eta is not None:
                     return self._run_decided(self._decision, image, eta, refine_all=refine_all)
@@ -137,19 +139,24 @@ class DeviceCascade(Cascade):
         return on
 
     def close(self) -> None:
+        with self._lock:  # another thread's batch is let finish
+            if self._closed:
+                return
+            self._closed = True
+            with contextlib.suppress(BackendError):
+                self._stream.synchronize()
+            if self._decision is not None:
+                self._decision.close()
+            if self._pictures is not None:
+                self._pictures.close()
+            self._clock.close()
+            self._stream.close()
+            self._memory.release()
+            self._tensors = {}
+
+    def _check_open(self) -> None:
         if self._closed:
-            return
-        self._closed = True
-        with contextlib.suppress(BackendError):
-            self._stream.synchronize()
-        if self._decision is not None:
-            self._decision.close()
-        if self._pictures is not None:
-            self._pictures.close()
-        self._clock.close()
-        self._stream.close()
-        self._memory.release()
-        self._tensors = {}
+            raise BackendError("the bundle is used after close()")
 
     def _allocate(self) -> None:
         for stage, graph in self._graphs.items():

@@ -201,6 +201,13 @@ def test_the_override_is_the_only_place_looked_at(toy: Path, tmp_path: Path, mon
     assert find.PLUGIN_DIR in find.why_missing("toy")
     shutil.copytree(built.parent, tmp_path / "elsewhere")
     assert find.library("toy") == tmp_path / "elsewhere" / built.name
+    # A name without a folder is no path to a linker.
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    for here in (".", "../elsewhere"):
+        monkeypatch.setenv(find.PLUGIN_DIR, here)
+        found = find.library("toy")
+        assert found is not None
+        assert (found.is_absolute(), found.samefile(tmp_path / "elsewhere" / built.name)) == (True, True)
 
 
 @pytest.fixture

@@ -62,7 +62,8 @@ def _expected(name: str) -> Path:
     if name not in (*build.LIBRARIES, CUDA, ORT_CUDA, TRT):
         raise ValueError(f"unknown native library {name!r}: one of {', '.join(build.LIBRARIES)}")
     folder = os.environ.get(PLUGIN_DIR)
-    return build.library_path(name, Path(folder) if folder else build.OUTPUT)
+    # A bare file name would be looked for in the system's folders alone.
+    return build.library_path(name, Path(folder).absolute() if folder else build.OUTPUT)
 
 
 @functools.cache

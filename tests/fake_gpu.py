@@ -116,7 +116,7 @@ def set_driver(monkeypatch: pytest.MonkeyPatch, library: FakeDriver | None) -> N
     import functools
 
     monkeypatch.setattr(driver, "find_gpu", functools.cache(driver.find_gpu.__wrapped__))
-    for user in ("engine_match", "availability"):
+    for user in ("engine_match", "availability", "registry"):
         monkeypatch.setattr(f"mscope.runtime.backends.{user}.find_gpu", driver.find_gpu)
 
 

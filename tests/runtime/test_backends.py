@@ -381,3 +381,23 @@ def test_lack_of_memory_is_told_in_every_way_that_it_is_said() -> None:
     for why in ("Error Code 2: OutOfMemory (no further information)", "CUDA error: out of memory"):
         assert refused("x cannot run", why).endswith("use a smaller batch, or end what else uses it")
     assert refused("x cannot run", "a\nb") == "x cannot run (a b)"
+
+
+def test_auto_says_what_lacks_for_the_engines_where_a_gpu_is(
+    monkeypatch: pytest.MonkeyPatch, network: fakes.FakeNetwork, tmp_path: Path
+) -> None:
+    """As on a Jetson whose environment does not see JetPack's TensorRT."""
+    folder = tmp_path / "b"
+    fakes.write_fake_bundle(folder, network)
+    fake_tensorrt.add_engines(folder)
+    for flavours, gpu, notes in (((), True, 1), (("tensorrt-rtx",), True, 1), ((), False, 0)):
+        fake_gpu.install(monkeypatch, network, flavours=flavours)
+        if not gpu:
+            fake_gpu.set_driver(monkeypatch, None)
+        with Scope.load(folder) as scope:
+            assert (scope.backend, len(scope.notes)) == ("ort-cpu", notes)
+            assert all(note.startswith("not tensorrt: the package tensorrt is not in") for note in scope.notes)
+    fake_tensorrt.add_engines(folder, flavour="tensorrt-rtx")
+    fake_gpu.install(monkeypatch, network, flavours=("tensorrt-rtx",))
+    with Scope.load(folder) as scope:
+        assert (scope.backend, scope.notes) == ("tensorrt-rtx", ())

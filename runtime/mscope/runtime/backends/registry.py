@@ -18,6 +18,7 @@ from mscope.core.manifest import Backend as Format
 from mscope.core.manifest import Manifest, Precision, Variant
 from mscope.runtime.backends.availability import Availability
 from mscope.runtime.backends.base import Kernel, Runner
+from mscope.runtime.device.driver import find_gpu
 
 if TYPE_CHECKING:
     from mscope.runtime.backends.cascade import Cascade
@@ -225,7 +226,7 @@ def choose(manifest: Manifest, folder: Path, backend: str, precision: str, optio
         manifest: the bundle's.
         folder: where its files are.
         backend: a name, which is what runs or an error; or "auto": the first that is available and has files for this
-            machine. Engines that the bundle has for a backend that is here, but not for this machine, are noted.
+            machine. Where a GPU is, engines of the bundle that do not run on it are noted, and why.
         precision: as for `choose_variants`.
         options: what else is asked.
 
@@ -245,10 +246,14 @@ def choose(manifest: Manifest, folder: Path, backend: str, precision: str, optio
     _check_there(manifest, folder, precision)
     reasons: list[tuple[str, str]] = []
     notes: list[str] = []
+    absent: list[str] = []
     for entry in BACKENDS.values():
         found = entry.probe()
+        engines = any(variant.backend == entry.format != "onnx" for variant in _variants(manifest))
         if not found.available or (entry.on_device and options.threads is not None):
             reasons.append((entry.name, found.missing or "it has no threads to choose"))
+            if engines and not found.available:
+                absent.append(f"not {entry.name}: {found.missing}")
             continue
         if options.needs_device and not entry.on_device:
             reasons.append((entry.name, f"it has no GPU for {options.needs_device}"))
@@ -257,9 +262,11 @@ def choose(manifest: Manifest, folder: Path, backend: str, precision: str, optio
             chosen, variants = choose_variants(manifest, entry, precision, folder, options.kernel)
         except BackendError as error:
             reasons.append((entry.name, str(error)))
-            if any(variant.backend == entry.format != "onnx" for variant in _variants(manifest)):
+            if engines:
                 notes.append(f"not {entry.name}: {error}")
             continue
+        if not entry.on_device and find_gpu()[0] is not None:
+            notes = absent + notes  # not a quiet fall to the CPU
         return Choice(entry, chosen, variants, tuple(notes))
     raise BackendError(f"no backend runs this bundle here: {_each_told_once(reasons)}")
 

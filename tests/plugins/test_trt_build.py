@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -50,6 +51,15 @@ def test_it_loads_alone_and_says_what_it_is(library: Path) -> None:
     description = trt.describe()
     assert description.targets == trt_library.ARCHITECTURES
     assert (description.headers == "minimal") == (not os.environ.get(build_trt.TENSORRT_INCLUDE_DIR))
+
+
+def test_nothing_in_it_tells_where_and_when_it_was_built(library: Path) -> None:
+    """Engines go with the hash of this file: the same sources and compiler must give the same again."""
+    content = library.read_bytes()
+    # nvcc's names of what it compiled: with the number of a process, and for unnamed namespaces a hash of the path.
+    assert re.findall(rb"tmpxft_\w+|_GLOBAL__N__[0-9a-f]{8}_\w+", content) == []
+    for folder in (build.sources_dir(), library.parent):
+        assert os.fsencode(folder) not in content
 
 
 def test_a_second_build_does_nothing(library: Path) -> None:

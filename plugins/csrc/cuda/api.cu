@@ -48,9 +48,10 @@ cudaError_t machine_of(int device, MscopeMachine* machine) {
   return cudaSuccess;
 }
 
-__global__ void probe() {}
-
 }  // namespace
+
+// Not in the unnamed namespace, which nvcc names by this file's path: the library's hash would tell where it was built.
+__global__ void load_probe() {}
 
 int mscope_abi_version(void) { return MSCOPE_ABI_VERSION; }
 
@@ -71,7 +72,7 @@ int mscope_cuda_supports(int device) {
   const DeviceScope scope(device);
   if (scope.status() != cudaSuccess) return scope.status();
   cudaFuncAttributes attributes;
-  return cudaFuncGetAttributes(&attributes, probe);
+  return cudaFuncGetAttributes(&attributes, load_probe);
 }
 
 int mscope_cuda_scan_workspace(const MscopeScanParams* p, int dtype, int device, int64_t* bytes) {

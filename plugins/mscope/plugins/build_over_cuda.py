@@ -27,7 +27,9 @@ FLAGS = ("-O2", "-std=c++17", "-DMSCOPE_CUDA_BUILD")
 HOST_FLAGS = ("-fPIC", "-fvisibility=hidden", "-fvisibility-inlines-hidden", "-Wall", "-Wextra")
 # The C++ runtime goes inside, hidden: TensorRT, torch and the system may each have another one in the process.
 LINK_FLAGS = ("-static-libstdc++", "-static-libgcc")
-LINKER_FLAGS = ("--no-undefined",)
+# Without local symbols: nvcc's have the numbers of its processes in their names. An engine goes with the hash of the
+# library, so that the same sources and compiler must give the same file.
+LINKER_FLAGS = ("--no-undefined", "-s")
 
 
 @dataclass(frozen=True)

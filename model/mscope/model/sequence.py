@@ -53,6 +53,4 @@ class Sequence:
 
     def class_token(self) -> Tensor:
         """(B, d_model)."""
-        if self.place is None:
-            return self.tokens[:, self.class_place]
         return rows(self.tokens, self.class_row())[:, 0]

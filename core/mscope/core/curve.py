@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from mscope.core.cascade import check_eta, confidence
+from mscope.core.cascade import check_eta, confidence, exits_early
 from mscope.core.cost import Cost
 from mscope.core.manifest import CurvePoint
 
@@ -34,7 +34,7 @@ def eta_curve(outputs: StageOutputs, cost: Cost, etas: Sequence[float]) -> list[
     fine_right = outputs.fine_logits.argmax(axis=-1) == outputs.labels
     points = []
     for eta in etas:
-        early = sure >= np.float32(check_eta(eta))
+        early = exits_early(sure, eta)
         rate = float(early.mean())
         right = float(np.where(early, coarse_right, fine_right).mean())
         points.append(CurvePoint(eta=float(eta), accuracy=right, exit_rate=rate, gmacs=cost.adaptive(rate)))

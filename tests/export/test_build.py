@@ -24,6 +24,7 @@ from mscope.export.engine.wish import EngineWish
 from mscope.export.extend import new_file
 from mscope.export.options import BuildOptions, config_from_options, parse_resolution
 from mscope.export.verification import verify
+from mscope.model import shipped
 from mscope.model.backbone import Backbone
 from mscope.model.checkpoint import model_from_seed
 
@@ -228,14 +229,27 @@ def test_shipped_weights_unless_a_seed_is_given(
 
     from mscope.export import weights as weights_module
 
+    # None for this size.
+    assert weights_module.load_weights(small(), None, None).weights.origin == "random"
     path = tmp_path / "small.safetensors"
     save_file({name: tensor.contiguous() for name, tensor in network.state_dict().items()}, path)
     monkeypatch.setattr(weights_module, "shipped_weights", lambda size, arch: path)
-    shipped = weights_module.load_weights(small(), None, None)
-    assert (shipped.weights.origin, shipped.weights.trained) == ("shipped", True)
+    loaded = weights_module.load_weights(small(), None, None)
+    assert (loaded.weights.origin, loaded.weights.trained) == ("shipped", True)
     assert weights_module.load_weights(small(), None, 5).weights.origin == "random"
-    path.unlink()
-    assert weights_module.load_weights(small(), None, None).weights.origin == "random"
+
+
+def test_what_is_shipped(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    files = {arch: shipped.shipped_weights("digits", arch) for arch in ("mambascope", "vim")}
+    assert [path and path.name for path in files.values()] == ["digits.safetensors", "digits-vim.safetensors"]
+    assert shipped.shipped_weights("ti", "mambascope") is None
+    # A threshold is of a cascade, and of weights that were measured with it.
+    assert shipped.shipped_operating_point(config_for("digits")) is not None
+    for config in (config_for("digits", "vim"), config_for("ti"), config_for("digits", alpha=0.5)):
+        assert shipped.shipped_operating_point(config) is None
+    # Nor is it an error where an install left the files out.
+    monkeypatch.setattr(shipped, "_FOLDER", tmp_path)
+    assert shipped.shipped_weights("digits", "mambascope") is None
 
 
 def test_a_file_and_a_seed_contradict_each_other(small: Small, tmp_path: Path) -> None:

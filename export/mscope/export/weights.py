@@ -34,7 +34,7 @@ def load_weights(config: ModelConfig, weights: Path | None, seed: int | None) ->
 
 def _shipped(config: ModelConfig) -> Loaded | None:
     path = shipped_weights(config.size, config.arch)
-    if path is None or not path.is_file():
+    if path is None:
         return None
     loaded = model_from_checkpoint(config, path)
     return replace(loaded, weights=loaded.weights.model_copy(update={"origin": "shipped"}))

@@ -90,6 +90,7 @@ def test_build_then_info_then_verify(capsys: pytest.CaptureFixture[str], tmp_pat
     assert run_app(app, ["build", "--from", str(out), "--fp16", "--target", "onnx", "--json"]) == 0
     revised = json.loads(capsys.readouterr().out)
     assert list(revised["stages"]["fine"]["files"]) == ["fine.onnx", "fine.fp16.onnx"]
+    assert list(revised["precision"]) == ["coarse.fp16.onnx", "fine.fp16.onnx"]
     assert run_app(app, ["info", str(out)]) == 0
     rows = [line for line in capsys.readouterr().out.splitlines() if ".onnx" in line]
     assert len(rows) == 4

@@ -16,13 +16,13 @@ from onnx import TensorProto, helper, numpy_helper
 from mscope.core.config import ModelConfig
 from mscope.core.contract import Stage, graph_for
 from mscope.core.errors import BundleError, InputError, MscopeError
-from mscope.core.manifest import Weights
+from mscope.core.manifest import Variant, Weights
 from mscope.export.build import make_manifest
 from mscope.export.defaults import labels_for, preprocessing_for
 from mscope.export.interface import check_interface
 from mscope.export.precision import typed as typed_module
-from mscope.export.precision.derive import typed_variants
-from mscope.export.precision.drift import drift, first_drift
+from mscope.export.precision.derive import fp32_file, typed_variants
+from mscope.export.precision.drift import common_values, drift, first_drift
 from mscope.export.precision.emulate import emulate_bf16
 from mscope.export.precision.proof import prove_precision
 from mscope.export.precision.ranges import ranges_of
@@ -31,6 +31,7 @@ from mscope.export.precision.typed import float_types, low_tensor, typed_graph
 from mscope.export.probes import adversarial_images, probe_images
 from mscope.export.to_onnx import onnx_from_model
 from mscope.model.checkpoint import model_from_seed
+from mscope.plugins import find
 
 Small = Callable[..., ModelConfig]
 Exported = dict[Stage, onnx.ModelProto]
@@ -60,6 +61,31 @@ def test_products_and_ops_are_low_and_all_else_is_not(
         # Norms, the residual stream and the importance.
         if node.op_type in ("Pow", "ReduceMean", "Sqrt", "Softplus", "ReduceMax", "LayerNormalization", "Erf"):
             assert {types[name] for name in node.output} == {TensorProto.FLOAT}, node.name
+
+
+def test_what_moves_values_keeps_their_type_and_a_mix_is_float32() -> None:
+    graph = onnx.shape_inference.infer_shapes(
+        onnx.parser.parse_model("""<ir_version: 9, opset_import: ["": 18]> g (float[b, 2] x) => (float[b, 4] y)
+            <float[2, 2] v = {1, 2, 3, 4}, float[2, 2] w = {1, 2, 3, 4}, int64[2] shape = {-1, 2}>
+            { p = MatMul(x, v) r = Reshape(p, shape) q = MatMul(r, w) a = Abs(x) y = Concat<axis = 1>(a, q) }""")
+    )
+    typed = typed_graph(graph, "fp16")
+    assert [node.op_type for node in typed.graph.node] == [
+        "Cast",
+        "MatMul",
+        "Reshape",
+        "MatMul",
+        "Abs",
+        "Cast",
+        "Concat",
+    ]
+    assert (float_types(typed)["r"], float_types(typed)["y"]) == (TensorProto.FLOAT16, TensorProto.FLOAT)
+    assert prove_precision(typed, "fp16").describe() == "fp16: 2 MatMul; 1 others float32, 2 casts"
+
+
+def test_only_products_of_onnx_itself_are_low() -> None:
+    assert computes_low(helper.make_node("MatMul", ["a", "b"], ["y"]))
+    assert not computes_low(helper.make_node("MatMul", ["a", "b"], ["y"], domain="elsewhere"))
 
 
 def test_the_source_is_not_touched_and_the_result_is_always_the_same(exported: Exported) -> None:
@@ -110,11 +136,24 @@ def test_a_norm_in_the_low_type_is_found(exported: Exported, monkeypatch: pytest
         ("a = Abs(x) y = Neg(a)", "no node of the graph computes in it"),
         ("l = elsewhere.Op(x) p = MatMul(l, w) y = Cast<to = 1>(p)", "the type of l, read by .*, is not known"),
         ("l = Cast<to = 10>(x) y = Cast<to = 1>(l)", "no node of the graph computes in it"),
+        (
+            "l = Cast<to = 10>(x) p = MatMul(l, w) c = Concat<axis = 0>(p, x) y = Cast<to = 1>(c)",
+            "mixes float16 and float32: the graph is not strongly typed",
+        ),
+        # An input that is left out, the gate, does not hide the one after it, delta's bias.
+        (
+            'l = Cast<to = 10>(x) y = mambascope.SelectiveScan(l, l, x, l, l, x, "", l)',
+            "SelectiveScan .*reads l as float16, not as float32",
+        ),
+        (
+            'l = Cast<to = 10>(x) y = mambascope.SelectiveScan(l, l, x, l, l, x, "", x)',
+            "SelectiveScan .*does not write float16",
+        ),
     ],
 )
 def test_what_is_no_proof(body: str, message: str) -> None:
     """By hand, so that ONNX's own checks of the exporter's graphs do not answer first."""
-    model = onnx.parser.parse_model(f"""<ir_version: 9, opset_import: ["": 18, "elsewhere": 1]>
+    model = onnx.parser.parse_model(f"""<ir_version: 9, opset_import: ["": 18, "elsewhere": 1, "mambascope": 2]>
         g (float[b, 2] x) => (float[b, 2] y) <float16[2, 2] w = {{1, 2, 3, 4}}> {{ {body} }}""")
     with pytest.raises(MscopeError, match=message):
         prove_precision(model, "fp16")
@@ -186,6 +225,8 @@ def test_ranges_find_the_largest_value_and_the_overflow() -> None:
     assert found["logits"].headroom == pytest.approx(65504 / 80000)
     assert found["image"].largest == 10000.0
     assert found["w"].largest == 2.0
+    small = {item.tensor: item for item in ranges_of(product(weight / 64), "full", {"image": images[:1] / 64})}
+    assert (small["image"].largest, small["w"].largest, small["logits"].largest) == (2.0**-6, 2.0**-5, 2.0**-9)
 
 
 def test_adversarial_images_span_the_range_of_pixels(small: Small) -> None:
@@ -198,8 +239,30 @@ def test_adversarial_images_span_the_range_of_pixels(small: Small) -> None:
     assert (images[5] != images[0]).any(axis=0).sum() == 1
 
 
+@pytest.mark.parametrize("stage", ["coarse", "fine"])
+def test_what_is_compared_for_drift(exported: Exported, small: Small, stage: Stage) -> None:
+    reuse = ["reuse/norm", "reuse/fc1/MatMul", "reuse/fc2/MatMul"] if stage == "fine" else []
+    of_a_block = ("norm/Mul", "in_proj", "CausalConv1dSiLU:x", "x_proj", "BidirectionalSelectiveScan:y", "out_proj")
+    variant = typed_graph(exported[stage], "fp16")
+    names = common_values(exported[stage], variant)
+    assert [name for name in names if not name.startswith("layers.")] == [
+        "patch_embed/MatMul", *reuse, "norm_f/Mul", "logits",
+    ]  # fmt: skip
+    for block in range(small().depth):
+        found = [name for name in names if name.startswith(f"layers.{block}/")]
+        assert [name.split("/mixer/")[-1].removeprefix(f"layers.{block}/") for name in found] == [*of_a_block]
+    for node in variant.graph.node:
+        node.output[:] = ["fused" if name == "layers.1/mixer/x_proj" else name for name in node.output]
+    assert common_values(exported[stage], variant) == [name for name in names if name != "layers.1/mixer/x_proj"]
+
+
+@pytest.mark.parametrize("native", [True, False])
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
-def test_an_honest_variant_does_not_drift(exported: Exported, small: Small, precision: Any) -> None:
+def test_an_honest_variant_does_not_drift(
+    exported: Exported, small: Small, precision: Any, native: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not native:
+        monkeypatch.setattr(find, "library", lambda name: None)
     feeds = {"image": probe_images(small(), 2)}
     steps = drift(exported["coarse"], typed_graph(exported["coarse"], precision), precision, feeds)
     assert first_drift(steps) is None
@@ -207,15 +270,21 @@ def test_an_honest_variant_does_not_drift(exported: Exported, small: Small, prec
     assert max(step.relative for step in steps) > 0
 
 
-def test_the_first_layer_that_drifts_is_named(exported: Exported, small: Small) -> None:
+@pytest.mark.parametrize(
+    ("weight", "tensor", "block"),
+    [("layers.1.mixer.x_proj.weight", "layers.1/mixer/x_proj", 1), ("norm_f.weight", "norm_f/Mul", 3)],
+)
+def test_the_first_layer_that_drifts_is_named(
+    exported: Exported, small: Small, weight: str, tensor: str, block: int
+) -> None:
     variant = typed_graph(exported["coarse"], "fp16")
-    for tensor in variant.graph.initializer:
-        if tensor.name.startswith("layers.1.mixer.x_proj.weight"):
-            value = numpy_helper.to_array(tensor) * np.float16(1.05)
-            tensor.CopyFrom(numpy_helper.from_array(value, tensor.name))
+    for stored in variant.graph.initializer:
+        if stored.name.startswith(weight):
+            value = numpy_helper.to_array(stored) * np.float16(1.05)
+            stored.CopyFrom(numpy_helper.from_array(value, stored.name))
     first = first_drift(drift(exported["coarse"], variant, "fp16", {"image": probe_images(small(), 2)}))
     assert first is not None
-    assert (first.tensor, first.block) == ("layers.1/mixer/x_proj", 1)
+    assert (first.tensor, first.block) == (tensor, block)
 
 
 def test_a_graph_that_is_not_the_one_of_its_manifest_is_refused(files: dict[Stage, Path], small: Small) -> None:
@@ -229,3 +298,9 @@ def test_a_graph_that_is_not_the_one_of_its_manifest_is_refused(files: dict[Stag
     with pytest.raises(BundleError, match=r"coarse\.onnx is not the graph of its manifest .*: build the bundle again$"):
         typed_variants("fp16")(files["coarse"].parent, manifest, None)
     assert not list(files["coarse"].parent.glob("*.fp16.onnx"))
+
+    assert fp32_file(manifest, "coarse") == "coarse.onnx"
+    others = tuple(Variant(file="x", precision=p, backend=b) for p, b in (("fp16", "onnx"), ("fp32", "tensorrt")))
+    coarse = manifest.stages["coarse"].model_copy(update={"variants": others})
+    with pytest.raises(MscopeError, match="stage 'coarse' has no fp32 ONNX file"):
+        fp32_file(manifest.model_copy(update={"stages": {**manifest.stages, "coarse": coarse}}), "coarse")

@@ -77,7 +77,7 @@ def common_values(fp32: onnx.ModelProto, variant: onnx.ModelProto) -> list[str]:
     there = {name for node in variant.graph.node for name in node.output}
     names = []
     for node in fp32.graph.node:
-        norm = node.op_type == "Mul" and node.name.endswith("norm/Mul")
+        norm = node.op_type == "LayerNormalization" or node.name.endswith(("norm/Mul", "norm_f/Mul"))
         if node.domain == OP_DOMAIN or node.op_type in PRODUCTS or norm:
             names += [name for name in node.output if name in there]
     return names

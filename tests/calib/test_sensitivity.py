@@ -1,12 +1,15 @@
 """Sensitivity names the layer that was spoiled, in the stage where it was."""
 
+import copy
 from typing import Any
 
 import numpy as np
 import onnx
 import pytest
+from onnx import numpy_helper
 
 from mscope.calib.calibrate import calibrate
+from mscope.calib.chain import opened
 from mscope.calib.sensitivity import sensitivity
 from mscope.calib.sites import find_sites, groups_of
 from mscope.core.config import config_for
@@ -35,6 +38,32 @@ def test_a_spoiled_layer_of_the_fine_stage_is_the_worst_and_the_coarse_ones_do_n
     # One group at a time: the others do not suffer from it. Measured 0.001 to 0.1.
     assert all(0 < blame.error < 0.3 < 2 * blames[0].error for blame in blames[1:])
     assert all((blame.selected_agreement is not None) == (blame.stage == "coarse") for blame in blames)
+
+
+def test_the_figures_where_one_class_always_wins(
+    digits_models: Models, digits_pictures: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few = [batch[:8] for batch in digits_pictures[:2]]
+    with opened(CONFIG, digits_models) as chain:
+        runs = [chain.run(batch) for batch in few]
+    winner = int(runs[0]["fine"]["logits"][0].argmax())
+
+    def biased(model: onnx.ModelProto, *_: object) -> onnx.ModelProto:
+        changed = copy.deepcopy(model)
+        (bias,) = [tensor for tensor in changed.graph.initializer if tensor.name == "head.bias"]
+        value = numpy_helper.to_array(bias).copy()
+        value[winner] += 100
+        bias.CopyFrom(numpy_helper.from_array(value, bias.name))
+        return changed
+
+    monkeypatch.setattr("mscope.calib.sensitivity.quantized", biased)
+    for blame in sensitivity(CONFIG, digits_models, "int8", {"coarse": {}, "fine": {}}, lambda: few):
+        logits = np.concatenate([outputs[blame.stage]["logits"] for outputs in runs])
+        # 100 for one of ten classes.
+        assert blame.error == pytest.approx(100 / np.sqrt(10) / logits.std(), rel=1e-4)
+        assert 0 < blame.changed < 1
+        assert blame.changed == np.mean(logits.argmax(axis=1) != winner)
+        assert blame.selected_agreement == (1.0 if blame.stage == "coarse" else None)
 
 
 def test_without_pictures_there_is_no_answer(digits_models: Models) -> None:

@@ -132,6 +132,9 @@ def test_a_file_that_cannot_be_read_is_named(built: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(bundle, "sha256_of", unreadable)
     with pytest.raises(BundleError, match=r"^cannot read .*coarse\.onnx: Permission denied$"):
         load_manifest(built)
+    monkeypatch.setattr(Path, "read_text", lambda path, **_: unreadable(path))
+    with pytest.raises(BundleError, match=r"^cannot read .*manifest\.json: Permission denied$"):
+        load_manifest(built)
 
 
 def test_a_folder_whose_name_is_not_utf_8_is_refused_at_once(built: Path) -> None:
@@ -147,7 +150,20 @@ def test_names_of_files_that_are_not_utf_8_are_text(built: Path) -> None:
     manifest = load_manifest(built)
     weights = Weights(origin="file", name=os.fsdecode(b"caf\xff\x1b[2J.pth"), sha256="0" * 64)
     write_manifest(built, manifest.model_copy(update={"weights": weights}))
-    assert load_manifest(built).weights.name == r"caf\udcff\x1b[2J.pth"
+    weights = load_manifest(built).weights
+    assert weights.name == r"caf\udcff\x1b[2J.pth"
+    assert weights.trained
+    assert weights.describe() == rf"{weights.name} (sha256 {'0' * 12})"
+
+
+STAGES = ("coarse", "fine")
+STAGE = {"variants": [{"file": "coarse.onnx"}], "gmacs": 1.0, "tokens": 17}
+CALIBRATION = {
+    "data": "photos", "fingerprint": "0" * 64, "images": 1, "target": "accuracy>=0.5", "eta": 0.5, "accuracy": 0.5,
+    "optimism": 0.0, "interval": (0.4, 0.6), "confidence_level": 0.95, "gmacs": 1.0, "exit_rate": 0.5,
+    "precision": "fp32", "date": "2026-01-01T00:00:00Z",
+}  # fmt: skip
+PARITY = {"images": 1, "reference": "fp32", "max_abs": 0.0, "cosine": 1.0, "top1_agreement": 1.0}
 
 
 def edit(built: Path, **changes: object) -> None:
@@ -162,6 +178,12 @@ def edit(built: Path, **changes: object) -> None:
     [
         ({"schema_version": SCHEMA + 1}, "upgrade mambascope-deploy"),
         ({"schema_version": "1"}, "no schema_version"),
+        ({"schema_version": 0}, "schema_version"),
+        ({"params": 0}, "params"),
+        *(
+            ({"calibration": CALIBRATION | {name: value}}, rf"calibration\.{name}")
+            for name, value in (("images", 0), ("skipped", -1), ("exit_rate", 1.1), ("confidence_level", 1))
+        ),
         ({"op_version": OP_VERSION - 1}, f"version {OP_VERSION - 1} of the ops, .*has version {OP_VERSION}: build"),
         ({"op_version": "\x1b[2J" * 1000}, "its op_version is no number: not a manifest"),
         ({"weights": {"origin": "random", "seed": -1}}, r"weights\.seed"),
@@ -218,11 +240,30 @@ def edit(built: Path, **changes: object) -> None:
         ({"stages": {}}, "stages of mambascope"),
         ({"config": {"arch": "mambascope", "size": "x", "height": 65}}, "multiple of"),
         # What float32 makes zero or infinity of would make NaN of every confidence, or of every picture.
-        ({"temperature": {"coarse": 1e-45}}, r"temperature\.coarse"),
+        *(({"temperature": {stage: value}}, rf"temperature\.{stage}") for stage in STAGES for value in (9e-4, 1001)),
+        ({"preprocessing": {"resize": 0, "mode": "L", "mean": [0.5], "std": [0.5]}}, r"preprocessing\.resize"),
         ({"preprocessing": {"resize": 64, "mode": "L", "mean": [0.5], "std": [1e-300]}}, r"preprocessing\.std"),
         ({"preprocessing": {"resize": 64, "mode": "L", "mean": [float("nan")], "std": [1]}}, r"preprocessing\.mean"),
         ({"baseline": {"gmacs": float("inf"), "tokens": 65}}, r"baseline\.gmacs"),
         ({"baseline": {"gmacs": 0, "tokens": 65}}, r"baseline\.gmacs"),
+        ({"baseline": {"gmacs": 1, "tokens": 0}}, r"baseline\.tokens"),
+        *(
+            ({"stages": {"coarse": STAGE | changes, "fine": STAGE}}, rf"stages\.coarse\.{name}")
+            for name, changes in (
+                ("tokens", {"tokens": 0}),
+                ("gmacs", {"gmacs": -0.5}),
+                ("variants", {"variants": []}),
+                (r"variants\.0\.file", {"variants": [{"file": "../evil.onnx"}]}),
+            )
+        ),
+        *(
+            (
+                {"stages": {"coarse": STAGE | {"variants": [variant]}, "fine": STAGE}},
+                rf"stages\.coarse\.variants\.0\.parity\.{name}",
+            )
+            for name, value in (("images", 0), ("cosine", -1.1), ("cosine", 1.1), ("top1_agreement", 1.1))
+            for variant in [{"file": "coarse.onnx", "parity": PARITY | {name: value}}]
+        ),
     ],
 )
 def test_a_foreign_manifest_is_one_clear_line(built: Path, changes: dict[str, object], message: str) -> None:
@@ -246,7 +287,7 @@ def with_source(built: Path) -> Path:
     """The bundle with two files of the plugin's source, which are no sources of it."""
     with revising_bundle(built) as (work, manifest):
         files = dict(manifest.files)
-        for name in ("plugin/CMakeLists.txt", "plugin/cuda/api.cu"):
+        for name in ("plugin/cuda/api.cu", "plugin/CMakeLists.txt"):
             (work / name).parent.mkdir(parents=True, exist_ok=True)
             (work / name).write_text(f"not {name}")
             files[name] = record_of(work / name)
@@ -312,6 +353,7 @@ def test_latest(built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     with pytest.raises(BundleError, match="no bundle yet"):
         latest_bundle()
     mark_latest(built)
+    assert [path.name for path in (tmp_path / "home").iterdir()] == ["latest"]
     assert latest_bundle() == built
     os.rename(built, tmp_path / "moved")
     with pytest.raises(BundleError, match="is gone"):

@@ -8,6 +8,7 @@ import struct
 import subprocess
 import sys
 import termios
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -33,6 +34,7 @@ def raising(error: BaseException) -> object:
         (KeyboardInterrupt(), 130, "error: interrupted"),
         (OSError(errno.ENOSPC, "No space left on device", "/x/y"), 1, "error: /x/y: No space left on device; free"),
         (OSError(errno.EACCES, "Permission denied", "/x"), 1, "error: /x: Permission denied"),
+        (OSError(errno.EIO, "Input/output error"), 1, "error: Input/output error"),
         (MemoryError(), 1, "error: out of memory"),
         (
             ModuleNotFoundError("no", name="onnx.helper"),
@@ -91,6 +93,16 @@ def test_ctrl_c_inside_a_command(capsys: pytest.CaptureFixture[str]) -> None:
 def test_help_is_no_error(capsys: pytest.CaptureFixture[str]) -> None:
     assert run_app(make_app(), ["--help"]) == 0
     assert "Usage" in capsys.readouterr().out
+
+
+def test_a_group_without_a_command_shows_its_help(capsys: pytest.CaptureFixture[str]) -> None:
+    app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+    for name in ("one", "two"):
+        app.command(name)(lambda: None)
+    assert run_app(app, []) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "Usage" in err
 
 
 def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:
@@ -152,6 +164,20 @@ def test_sigterm_is_as_it_was_afterwards() -> None:
     before = signal.getsignal(signal.SIGTERM)
     run_app(make_app(), ["0"])
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_sigterm_is_left_to_whoever_takes_it_already_and_to_the_main_thread() -> None:
+    seen: list[Any] = []
+    app = typer.Typer()
+    app.command()(lambda: seen.append(signal.getsignal(signal.SIGTERM)))
+    before = signal.signal(signal.SIGTERM, print)
+    try:
+        assert run_app(app, []) == 0
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(run_app, app, []).result() == 0
+    assert seen == [print, before]
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8:surrogateescape", "ascii"])

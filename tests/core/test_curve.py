@@ -53,7 +53,7 @@ def test_weights_count_images() -> None:
 
 def test_etas_are_short_where_there_is_room() -> None:
     right = np.array([True, True])
-    points = OperatingPoints(np.array([0.5, 0.9], np.float32), right, right)
+    points = OperatingPoints(np.array([0.5, 0.92], np.float32), right, right)
     assert [points.eta(point) for point in range(3)] == [0.0, 0.7, 1.0]
     # Neighbours in float32; between those at 0.002 lies no number of nine decimals: the upper one itself it is.
     for low in (np.float32(0.7), np.float32(0.002)):

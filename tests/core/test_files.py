@@ -24,6 +24,8 @@ def test_a_failure_leaves_the_old_file_and_is_named(tmp_path: Path) -> None:
     path.write_text("old")
     with pytest.raises(OSError, match="No space") as caught, replacing(path) as file:
         file.write(b"half")
+        # Beside it: from another file system it could not be renamed.
+        assert len(list(tmp_path.iterdir())) == 2
         raise OSError(errno.ENOSPC, "No space left on device")
     assert caught.value.filename == str(path)
     assert path.read_text() == "old"

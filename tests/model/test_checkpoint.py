@@ -77,7 +77,7 @@ def test_mambascope_from_vim(tmp_path: Path, state: dict[str, torch.Tensor]) -> 
     assert (model.reuse(torch.randn(2, 16, 64)) == 0).all()
     image = torch.randn(2, 1, 64, 64)
     vim = model_from_checkpoint(VIM, tmp_path / "vim.pth").model
-    torch.testing.assert_close(model.forward_full(image), vim.forward_full(image))
+    torch.testing.assert_close(model.forward_full(image), vim(image))
     again = model_from_checkpoint(SCOPE, tmp_path / "vim.pth").model.state_dict()
     assert all(torch.equal(value, again[key]) for key, value in model.state_dict().items())
 

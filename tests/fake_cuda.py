@@ -69,7 +69,7 @@ class FakeCuda(CapturesStreams):
         self._host_addresses = host_addresses
         self._driver = driver
         self.runtime = 13000  # the CUDA version whose names are here
-        self._executables = self._events = 0
+        self._executables = self._graphs = self._events = 0
         self.host_ms = self._device_ms = 0.0
         self.costs: dict[str, float] = {}
         self._device: dict[int, Bytes] = {}
@@ -145,8 +145,8 @@ class FakeCuda(CapturesStreams):
 
     @property
     def live(self) -> int:
-        """Allocations of either kind, executable graphs and events that were not given back."""
-        return len(self._device) + len(self._host) + self._executables + self._events
+        """Allocations of either kind, graphs, executable graphs and events that were not given back."""
+        return len(self._device) + len(self._host) + self._graphs + self._executables + self._events
 
     def __getattribute__(self, name: str) -> Any:
         value = super().__getattribute__(name)

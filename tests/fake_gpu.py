@@ -28,12 +28,19 @@ Floats = fakes.Floats
 
 
 class FakeDriver:
-    """libcuda.so.1, as far as it is asked: `status` is what cuInit gives."""
+    """libcuda.so.1, as far as it is asked: `status` is what cuInit gives, `name_status` what cuDeviceGetName does."""
 
     def __init__(
-        self, *, count: int = 1, capability: tuple[int, int] = (9, 0), status: int = 0, version: int = 13000
+        self,
+        *,
+        count: int = 1,
+        capability: tuple[int, int] = (9, 0),
+        status: int = 0,
+        name_status: int = 0,
+        version: int = 13000,
     ) -> None:
-        self.count, self.capability, self.status, self.version = count, capability, status, version
+        self.count, self.capability, self.version = count, capability, version
+        self.status, self.name_status = status, name_status
 
     def cuInit(self, flags: int) -> int:
         return self.status
@@ -47,7 +54,7 @@ class FakeDriver:
 
     def cuDeviceGetName(self, name: Any, size: int, device: Any) -> int:
         name.value = b"NVIDIA Fake"
-        return 0
+        return self.name_status
 
     def cuDeviceGetAttribute(self, value: Any, attribute: int, device: Any) -> int:
         value._obj.value = self.capability[attribute - 75]

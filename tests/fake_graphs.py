@@ -77,6 +77,7 @@ class CapturesStreams:
     cudaGraphNodeParams = cudaGraphNodeParams
     _streams: dict[int, FakeStream]
     _executables: int
+    _graphs: int
     _device_ms: float
     host_ms: float
     log: list[str]
@@ -114,6 +115,7 @@ class CapturesStreams:
             return self.cudaError_t.cudaErrorStreamCaptureInvalidated, None
         if graph.beside is not None:
             return self.cudaError_t.cudaErrorStreamCaptureUnjoined, None
+        self._graphs += not graph.is_body
         return self.cudaError_t.cudaSuccess, graph
 
     def cudaStreamGetCaptureInfo(self, stream: int) -> tuple[Any, Any, int, Any, Any, Any, int]:
@@ -189,7 +191,10 @@ class CapturesStreams:
     def cudaGraphDestroy(self, graph: FakeGraph) -> tuple[Any]:
         if graph.is_body:
             raise Misuse("destroys the body of a branch, which belongs to the graph around it")
+        if not graph.alive:
+            raise Misuse("destroys a graph twice")
         graph.alive = False
+        self._graphs -= 1
         return (self.cudaError_t.cudaSuccess,)
 
     def cudaGraphLaunch(self, graphExec: FakeGraph, stream: int) -> tuple[Any]:

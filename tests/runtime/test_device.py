@@ -23,7 +23,7 @@ from mscope.core.errors import BackendError
 from mscope.runtime import Scope
 from mscope.runtime.device import driver
 from mscope.runtime.device.buckets import bucket_of, runs
-from mscope.runtime.device.cuda import Device, Memory
+from mscope.runtime.device.cuda import Device, Memory, why_no_bindings
 from mscope.runtime.device.stream import Stream
 from mscope.runtime.device.tensors import DeviceTensor, StagedTensor
 from mscope.runtime.result import Outcome
@@ -71,6 +71,7 @@ def test_runs_move_every_row_to_its_place() -> None:
         (FakeDriver(status=999), r"does not start \(CUDA error 999\)"),
         (FakeDriver(status=100), "sees no GPU"),
         (FakeDriver(count=0), "sees no GPU"),
+        (FakeDriver(name_status=101), r"does not describe its GPU \(CUDA error 101\)"),
     ],
 )
 def test_what_the_driver_lacks(monkeypatch: pytest.MonkeyPatch, library: Any, message: str) -> None:
@@ -97,8 +98,20 @@ def test_the_real_runtime_without_a_driver_is_one_line() -> None:
 
 
 def test_without_cuda_python(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_gpu.set_driver(monkeypatch, FakeDriver(version=12060))
+    install = r"pip install --upgrade 'cuda-python>=12\.6\.2,<13'$"
     monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", None)
-    with pytest.raises(BackendError, match="cuda"):
+    with pytest.raises(BackendError, match=rf"^cuda-python 12\.6\.2 or newer is not installed: {install}"):
+        Device()
+
+    def no_package(name: str) -> Any:
+        raise ModuleNotFoundError("No module named 'cuda'")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("importlib.util.find_spec", no_package)
+        assert why_no_bindings().startswith("cuda-python 12.6.2 or newer is not installed")
+    monkeypatch.setattr("mscope.runtime.device.cuda.why_no_bindings", lambda: "")
+    with pytest.raises(BackendError, match=rf"^cuda\.bindings\.runtime cannot be imported \(.+\): {install}"):
         Device()
 
 
@@ -158,6 +171,16 @@ def test_memory_is_owned_and_given_back(cuda: FakeCuda) -> None:
     assert cuda.live == 0
 
 
+def test_out_of_memory_is_told_where_the_driver_does_not_say_how_much_is_left(
+    cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory = Memory(Device())
+    unknown = cuda.cudaError_t.cudaErrorUnknown
+    monkeypatch.setattr(cuda, "cudaMemGetInfo", lambda: (unknown, 0, 0))
+    with pytest.raises(BackendError, match=r"the GPU is out of memory for a test, 4096\.0 MiB: use a smaller batch"):
+        memory.on_device(1 << 32, "a test")
+
+
 def test_a_staged_tensor_goes_there_and_back(cuda: FakeCuda) -> None:
     device = Device()
     memory, stream = Memory(device), Stream(device)
@@ -191,7 +214,8 @@ def test_a_capture_that_is_refused_leaves_the_stream_usable(cuda: FakeCuda) -> N
     device = Device()
     memory, stream = Memory(device), Stream(device)
     address = memory.on_device(256, "a test")
-    for forbidden in (lambda: memory.on_device(1, "a test"), stream.synchronize):
+    unnoticed = lambda: cuda.refuse_capture(stream.handle)  # noqa: E731
+    for forbidden in (lambda: memory.on_device(1, "a test"), stream.synchronize, unnoticed):
         with pytest.raises(BackendError, match="cudaErrorStreamCapture"):
             stream.capture(lambda forbidden=forbidden: (stream.zero(address, 4), forbidden()))  # type: ignore[misc]
     graph = stream.capture(lambda: stream.zero(address, 4))
@@ -200,9 +224,11 @@ def test_a_capture_that_is_refused_leaves_the_stream_usable(cuda: FakeCuda) -> N
     graph.launch(stream)
     stream.synchronize()
     assert (cuda.memory(address, 4) == 0).all()
-    graph.close()
-    stream.close()
-    memory.release()
+    for _ in range(2):
+        graph.close()
+        stream.close()
+        memory.release()
+    assert cuda.live == 0
 
 
 def test_the_fake_forgives_nothing(cuda: FakeCuda) -> None:

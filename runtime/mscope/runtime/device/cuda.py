@@ -64,8 +64,9 @@ class Device:
     def __init__(self, index: int = 0) -> None:
         try:
             self.api: Any = importlib.import_module(_MODULE)
-        except ImportError:
-            raise BackendError(why_no_bindings() or f"{_MODULE} cannot be imported") from None
+        except ImportError as error:
+            broken = f"{_MODULE} cannot be imported ({error}): {_install()}"
+            raise BackendError(why_no_bindings() or broken) from None
         self.index = index
         bindings = int(self.call("cudaRuntimeGetVersion"))
         if bindings < _OLDEST:

@@ -89,27 +89,20 @@ def device_array(array: Any, shape: tuple[int, int, int], device: Device, stream
 def _described(array: Any, stream: Stream) -> Any:
     from mscope.plugins import cuda_arrays
 
-    if hasattr(array, "__dlpack__"):
-        try:
+    try:
+        if hasattr(array, "__dlpack__"):
             # The capsule goes at once: asking for it is what orders the two streams.
             array.__dlpack__(stream=stream.handle)
-        except (BufferError, RuntimeError) as error:
-            raise InputError(_kept_back(error)) from None
-    else:
-        interface = array.__cuda_array_interface__
-        told = interface.get("stream") if int(interface.get("version", 0)) >= 3 else None
-        if told == 0:
-            raise InputError("tensor: its __cuda_array_interface__ names stream 0, which the protocol forbids")
-        stream.wait_for(LEGACY_STREAM if told is None else int(told))
-    try:
+        else:
+            interface = array.__cuda_array_interface__
+            told = interface.get("stream") if int(interface.get("version", 0)) >= 3 else None
+            if told == 0:
+                raise InputError("tensor: its __cuda_array_interface__ names stream 0, which the protocol forbids")
+            stream.wait_for(LEGACY_STREAM if told is None else int(told))
         return cuda_arrays.view(array, "tensor")
     except (BufferError, RuntimeError) as error:
-        raise InputError(_kept_back(error)) from None
-
-
-def _kept_back(error: Exception) -> str:
-    hint = ": detach it first" if "grad" in str(error) else ""
-    return f"tensor: it does not give its memory away ({error}){hint}"
+        hint = ": detach it first" if "grad" in str(error) else ""
+        raise InputError(f"tensor: it does not give its memory away ({error}){hint}") from None
 
 
 def _dense(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:

@@ -19,6 +19,7 @@ from mscope.core.contract import graphs
 from mscope.core.errors import BackendError, InputError
 from mscope.runtime import Scope
 from mscope.runtime.backends.cascade import HostCascade
+from mscope.runtime.device import cascade
 from mscope.runtime.result import Outcome
 
 ETA = 0.6
@@ -193,13 +194,15 @@ def test_out_of_memory_is_one_line_and_leaves_nothing(
 
 
 def test_a_failed_run_leaves_the_next_one_right(
-    gpu: Scope, host: HostCascade, tensorrt: FakeTensorRT, network: fakes.FakeNetwork
+    gpu: Scope, host: HostCascade, tensorrt: FakeTensorRT, network: fakes.FakeNetwork, cuda: FakeCuda
 ) -> None:
     images = random_batch(network, 3)
     tensorrt.no_memory = True
     with pytest.raises(BackendError, match=r"cannot run coarse.* the GPU is out of memory, use a smaller batch"):
         gpu.run(images, 1.0)
     tensorrt.no_memory = False
+    device: Any = gpu._cascade
+    assert cuda.is_over(cuda.last_queued(device._stream.handle)), "nothing reads memory that the next batch writes"
     same(gpu.run(images, 1.0), host.run(images, 1.0))
 
 
@@ -287,11 +290,30 @@ def test_arrays_at_new_addresses_make_no_contexts(
     assert len(tensorrt.contexts) <= made + 4
 
 
+@pytest.mark.parametrize(("count", "known"), [(4, True), (5, False)])
+def test_so_many_arrays_are_known(
+    gpu: Scope, network: fakes.FakeNetwork, cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch, count: int, known: bool
+) -> None:
+    """One more, in turn, and each is forgotten before it comes again."""
+    monkeypatch.setattr(cascade, "_MOST_KNOWN", 4)
+    arrays = [InterfaceArray(cuda, random_batch(network, 3)) for _ in range(count)]
+    for turn in range(2):
+        for array in arrays:
+            cuda.log.clear()
+            gpu.run(array, ETA)
+            copied = "DeviceToDevice" in cuda.log[: cuda.log.index("coarse")]
+            assert copied == (turn == 0 or not known)
+
+
 def test_an_array_at_an_odd_address_is_copied_on_the_device(
     gpu: Scope, host: HostCascade, network: fakes.FakeNetwork, cuda: FakeCuda
 ) -> None:
     images = random_batch(network, 3)
-    same(gpu.run(InterfaceArray(cuda, images, offset=64), ETA), host.run(images, ETA))
+    array = InterfaceArray(cuda, images, offset=64)
+    for _ in range(3):
+        cuda.log.clear()
+        same(gpu.run(array, ETA), host.run(images, ETA))
+        assert cuda.log[:2] == ["wait", "DeviceToDevice"]
 
 
 def test_an_empty_array_on_the_device(gpu: Scope, network: fakes.FakeNetwork, cuda: FakeCuda) -> None:
@@ -387,7 +409,10 @@ def test_an_array_that_is_kept_back_for_another_reason(gpu: Scope, cuda: FakeCud
 def test_bad_numbers_on_the_device_are_found_by_their_effect(
     gpu: Scope, cuda: FakeCuda, network: fakes.FakeNetwork, bad: float
 ) -> None:
-    images = random_batch(network, 3)
-    images[2, 1, 5, 7] = bad
+    array = InterfaceArray(cuda, random_batch(network, 3))
+    gpu.run(array, ETA)
+    cuda.array(array.address, "float32", (3, 3, 64, 48))[2, 1, 5, 7] = bad
+    cuda.log.clear()
     with np.errstate(invalid="ignore"), pytest.raises(InputError, match=r"image 2: 1 value\(s\) are NaN or infinite"):
-        gpu.run(InterfaceArray(cuda, images), ETA)
+        gpu.run(array, ETA)
+    assert cuda.log[:2] == ["wait", "coarse"], "read in place: what lies in our own memory is older"

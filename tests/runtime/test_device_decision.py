@@ -183,15 +183,21 @@ def test_an_integrated_gpu(monkeypatch: pytest.MonkeyPatch, network: fakes.FakeN
 
 
 def test_a_kernel_that_is_too_sure_costs_time_and_no_answer(
-    both: tuple[Scope, Scope], network: fakes.FakeNetwork, monkeypatch: pytest.MonkeyPatch
+    cuda: FakeCuda, network: fakes.FakeNetwork, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    device, host = both
-    decision: Any = device._cascade._decision  # type: ignore[attr-defined]
-    monkeypatch.setattr(decision, "threshold", lambda eta: 0.0)
-    for seed in range(3):
-        image = random_batch(network, 1, seed)
-        same(device.run(image, 1.0), host.run(image, 1.0))
-        assert not decision.went_on
+    """With engines that take a single image, as a camera's may."""
+    fakes.write_fake_bundle(tmp_path / "b", network)
+    fake_tensorrt.add_engines(tmp_path / "b", batch=(1, 1, 1))
+    with (
+        Scope.load(tmp_path / "b", backend="tensorrt", decide="device") as device,
+        Scope.load(tmp_path / "b", backend="tensorrt") as host,
+    ):
+        decision: Any = device._cascade._decision  # type: ignore[attr-defined]
+        monkeypatch.setattr(decision, "threshold", lambda eta: 0.0)
+        for seed in range(3):
+            image = random_batch(network, 1, seed)
+            same(device.run(image, 1.0), host.run(image, 1.0))
+            assert not decision.went_on
 
 
 def test_nan_from_an_engine_is_found(
@@ -219,6 +225,9 @@ def test_an_old_driver_is_named(monkeypatch: pytest.MonkeyPatch, network: fakes.
     refused(
         engines, r"driver is for CUDA 12\.2, conditional nodes need 12\.4 or newer.*leave --decide device out", cuda
     )
+    install_with_kernels(monkeypatch, network, driver=12040)
+    with Scope.load(engines, backend="tensorrt", decide="device") as scope:
+        assert list(scope.run(random_batch(network, 1), ETA).stage_ms) == ["cascade"]
 
 
 @pytest.mark.parametrize("stage", [True, "coarse", "fine"])

@@ -19,6 +19,8 @@ from fake_gpu import install_with_kernels
 from mscope.core.errors import BackendError, InputError
 from mscope.runtime import Scope
 from mscope.runtime.device import pictures
+from mscope.runtime.device.cuda import Device
+from mscope.runtime.device.stream import Stream
 from mscope.runtime.preprocess import Prepared, Unscaled
 
 ETA = 0.6
@@ -176,6 +178,22 @@ def test_out_of_memory_is_one_line_and_the_next_picture_is_right(
         with pytest.raises(BackendError, match=r"the GPU is out of memory for decoded pictures, [\d.]+ MiB"):
             device(random_picture(draw, 2000, 1600, 3))
         same(device, host, [random_picture(draw, 70, 60, 3)])
+
+
+def test_a_stage_without_memory_for_its_levels_leaves_nothing(cuda: FakeCuda) -> None:
+    device = Device()
+    stream = Stream(device)
+    levels = np.zeros((3, 256), np.float32)
+    stage = pictures.PictureStage(device, stream, (3, 64, 48), levels)
+    stage.close()
+    full = cuda._limit - levels.nbytes + 1
+    taken = device.call("cudaMalloc", full)
+    with pytest.raises(BackendError, match="out of memory for 'levels' of 3 images"):
+        pictures.PictureStage(device, stream, (3, 64, 48), levels)
+    device.call("cudaFree", taken)
+    stream.close()
+    stage.close()  # once more, when its stream is gone
+    assert cuda.live == 0
 
 
 def test_the_callers_array_is_copied(both: tuple[Scope, Scope]) -> None:

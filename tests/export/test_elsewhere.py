@@ -20,6 +20,7 @@ from mscope.export.engine import flavour, plan
 from mscope.export.engine.device import Gpu
 from mscope.export.engine.wish import EngineWish
 from mscope.export.options import BuildOptions
+from mscope.plugins.build import BuildError
 from mscope.plugins.trt_source import source_folder
 
 SOURCE = {f"plugin/{name}" for name in source_folder()}
@@ -212,6 +213,20 @@ def test_a_changed_source_is_refused_before_anything_is_built(bundle: Path, mach
     path.write_bytes(path.read_bytes().replace(b"-O3", b"-O0"))
     before = files_of(bundle)
     assert run_app(app, ["build", "--from", str(bundle), "--gpu", "sm_87", "--no-parity"]) == 2
+    assert files_of(bundle) == before
+
+
+def test_a_package_without_its_sources_leaves_the_bundle_as_it_was(
+    bundle: Path, machine: Callable[..., None], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def nothing(folder: Path) -> None:
+        raise BuildError("the plugin's sources are not in this package")
+
+    machine()
+    monkeypatch.setattr("mscope.export.engine.elsewhere.write_source", nothing)
+    before = files_of(bundle)
+    assert run_app(app, ["build", "--from", str(bundle), "--gpu", "sm_87", "--no-parity"]) == 1
+    assert capsys.readouterr().err == "error: the plugin's sources are not in this package\n"
     assert files_of(bundle) == before
 
 

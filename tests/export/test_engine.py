@@ -1,8 +1,7 @@
-"""Engines: what is asked, the cache, and a builder that fails in every way it can."""
+"""Engines: what is asked, and a builder that fails in every way it can."""
 
 from __future__ import annotations
 
-import errno
 import os
 import shutil
 import signal
@@ -21,9 +20,9 @@ import onnx
 import pytest
 
 from mscope.core.errors import BackendError, InputError
-from mscope.export.engine import cache, device, flavour, plan
+from mscope.export.engine import device, flavour, plan
 from mscope.export.engine.process import build_in_process
-from mscope.export.engine.request import BuildResult, EngineRequest
+from mscope.export.engine.request import EngineRequest
 from mscope.export.engine.wish import EngineWish
 from mscope.export.engine.worker import build as build_here
 from mscope.export.launches import launches_of
@@ -80,6 +79,12 @@ def test_auto_builds_engines_only_where_they_can_be_used(monkeypatch: pytest.Mon
         choose("trt", here="sm_89")
     with pytest.raises(InputError, match="unknown target 'rtx'"):
         choose("rtx", here="sm_89")
+
+
+def test_a_library_that_does_not_load_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    with pytest.raises(BackendError, match=r"^tensorrt cannot be imported \(.*\): on a Jetson it comes with JetPack"):
+        flavour.load(flavour.LIBRARIES["trt"])
 
 
 def test_what_cannot_be_had_is_said_before_anything_is_built(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -161,29 +166,29 @@ def test_a_list_of_layers_that_cannot_be_read_costs_no_engine(
 
 DRIVER = """
 #include <string.h>
-int cuInit(unsigned flags) { return INIT; }
-int cuDeviceGet(int *device, int ordinal) { *device = 3; return ordinal; }
-int cuDeviceGetName(char *name, int length, int device) { strncpy(name, "Orin", length); return device != 3; }
+#define STATUS (strcmp(__func__, "FAILS") ? 0 : 100)
+int cuInit(unsigned flags) { return STATUS; }
+int cuDeviceGet(int *device, int ordinal) { *device = 3; return ordinal + STATUS; }
+int cuDeviceGetName(char *name, int length, int device)
+{ strncpy(name, "Orin", length); return (device != 3) + STATUS; }
 int cuDeviceGetAttribute(int *value, int attribute, int device)
-{ *value = attribute == 75 ? 8 : 7; return device != 3; }
+{ *value = attribute == 75 ? 8 : 7; return (device != 3) + STATUS; }
 """
 
 
-@pytest.mark.parametrize("status", [0, 100])
-def test_the_gpu_is_found_through_the_driver_alone(
-    status: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("fails", ["", "cuInit", "cuDeviceGet", "cuDeviceGetName", "cuDeviceGetAttribute"])
+def test_the_gpu_is_found_through_the_driver_alone(fails: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     compiler = shutil.which("cc") or shutil.which("gcc")
     if compiler is None:
         pytest.skip("no C compiler for the stand-in of the driver")
-    (tmp_path / "driver.c").write_text(DRIVER.replace("INIT", str(status)))
+    (tmp_path / "driver.c").write_text(DRIVER.replace("FAILS", fails))
     library = tmp_path / "libcuda.so.1"
     subprocess.run([compiler, "-shared", "-fPIC", "-o", library, tmp_path / "driver.c"], check=True)
     load = device.ctypes.CDLL
     monkeypatch.setattr(
         device.ctypes, "CDLL", lambda name: load(str(library)) if name == "libcuda.so.1" else load(name)
     )
-    assert device.gpu_here() == (device.Gpu("Orin", "sm_87") if status == 0 else None)
+    assert device.gpu_here() == (device.Gpu("Orin", "sm_87") if not fails else None)
 
 
 def test_a_builder_without_a_plan_says_why(
@@ -266,77 +271,6 @@ def test_ctrl_c_ends_the_child_at_once(tmp_path: Path, worker: Callable[[str], s
     assert time.monotonic() - start < 30
     with pytest.raises(ProcessLookupError):
         os.kill(int((tmp_path / "pid").read_text()), 0)
-
-
-# The cache.
-
-
-def test_the_cache_gives_back_what_was_kept_and_nothing_else(tmp_path: Path) -> None:
-    engine, copy = tmp_path / "a.engine", tmp_path / "b.engine"
-    engine.write_bytes(b"plan")
-    key = cache.cache_key(graph="1", gpus=("sm_89",))
-    assert key != cache.cache_key(graph="1", gpus=("sm_86",))
-    assert cache.take(key, copy) is None
-    cache.keep(key, engine, BuildResult(version="10.3"))
-    found = cache.take(key, copy)
-    assert found is not None
-    assert (found.version, copy.read_bytes()) == ("10.3", b"plan")
-    (cache.cache_folder() / f"{key}.engine").write_bytes(b"plam")
-    copy.unlink()
-    assert cache.take(key, copy) is None
-    assert not copy.exists()
-
-
-def test_the_cache_does_not_grow_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cache, "_KEPT", 2)
-    engine = tmp_path / "a.engine"
-    engine.write_bytes(b"plan")
-    for number in range(4):
-        cache.keep(f"key{number}", engine, BuildResult())
-        os.utime(cache.cache_folder() / f"key{number}.json", (number, number))
-    cache.keep("key9", engine, BuildResult())
-    assert {path.stem for path in cache.cache_folder().iterdir()} == {"key3", "key9"}
-
-
-def test_a_cache_that_cannot_be_written_loses_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    engine = tmp_path / "a.engine"
-    engine.write_bytes(b"plan")
-    (tmp_path / "file").write_bytes(b"")
-    monkeypatch.setattr(cache, "cache_folder", lambda: tmp_path / "file" / "engines")
-    cache.keep("key", engine, BuildResult())
-    (line,) = (record.getMessage() for record in caplog.records)
-    assert line.startswith("warning: a.engine is not kept for the next build: ")
-    assert cache.take("key", tmp_path / "b.engine") is None
-    # A disk that is full for the entry keeps no engine that nothing would drop.
-    monkeypatch.setattr(cache, "cache_folder", lambda: tmp_path / "engines")
-
-    def full(path: Path, text: str) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device", str(path))
-
-    with monkeypatch.context() as patch:
-        patch.setattr(cache, "write_text_atomically", full)
-        cache.keep("key", engine, BuildResult())
-    assert list((tmp_path / "engines").iterdir()) == []
-
-
-def test_what_another_process_drops_from_the_cache_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    engine, copy = tmp_path / "a.engine", tmp_path / "b.engine"
-    engine.write_bytes(b"plan")
-    cache.keep("one", engine, BuildResult(version="10.3"))
-
-    def drop(path: Path) -> None:
-        (cache.cache_folder() / "one.json").unlink()
-        os_utime(path)
-
-    os_utime = os.utime
-    with monkeypatch.context() as patch:
-        patch.setattr(cache.os, "utime", drop)
-        found = cache.take("one", copy)
-    assert found is not None
-    assert copy.read_bytes() == b"plan"
-    assert cache._last_used(cache.cache_folder() / "one.json") == 0.0
 
 
 # Launches.

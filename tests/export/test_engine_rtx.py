@@ -17,7 +17,7 @@ import trt_library
 from mscope.core.bundle import load_manifest
 from mscope.core.config import ModelConfig, config_for
 from mscope.core.engine import load_engine_record
-from mscope.core.errors import BackendError
+from mscope.core.errors import BackendError, InputError
 from mscope.export.build import build_bundle
 from mscope.export.engine import cache
 from mscope.export.engine.wish import EngineWish
@@ -191,6 +191,16 @@ def test_the_gpu_here_is_named_too() -> None:
     assert config.get_compute_capability(0) == tensorrt_rtx.ComputeCapability.CURRENT
     set_gpus(tensorrt_rtx, config, ("sm_89", "sm_120"))
     assert config.num_compute_capabilities == 2
+    assert config.get_compute_capability(1) == tensorrt_rtx.ComputeCapability.SM120
+
+    class Refusing:
+        num_compute_capabilities = 0
+
+        def set_compute_capability(self, capability: Any, index: int) -> bool:
+            return index == 0
+
+    with pytest.raises(InputError, match=r"--gpu sm_120: tensorrt_rtx .* refuses it beside sm_89, sm_120"):
+        set_gpus(tensorrt_rtx, Refusing(), ("sm_89", "sm_120"))
 
 
 @pytest.mark.parametrize(

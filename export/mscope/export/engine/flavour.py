@@ -142,16 +142,9 @@ def network_flags(module: ModuleType) -> int:
 
     TensorRT 11 has no other networks, and keeps the flag for those who name it. TensorRT 10 would otherwise choose
     types on its own.
-
-    Raises:
-        BackendError: TensorRT 10 without the flag, which no release is.
     """
     flag = getattr(module.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
-    if flag is not None:
-        return 1 << int(flag)
-    if module.__name__ == "tensorrt" and major(module) < 11:
-        raise BackendError(f"TensorRT {module.__version__} has no strongly typed networks: use 10.0 or newer")
-    return 0
+    return 0 if flag is None else 1 << int(flag)
 
 
 def check_gpus(module: ModuleType, gpus: tuple[str, ...]) -> dict[str, Any]:

@@ -64,7 +64,7 @@ class Stream:
                 enqueue()
         except BaseException:
             status, graph = self._device.api.cudaStreamEndCapture(self.handle)
-            if not int(status) and graph is not None:
+            if not int(status):
                 api.cudaGraphDestroy(graph)
             api.cudaGetLastError()  # clears what the refused call left behind
             raise

@@ -11,7 +11,10 @@ from typing import Any
 
 import pytest
 
+import fake_tensorrt
+import fakes
 from mscope.core.console import run_app
+from mscope.core.manifest import Weights
 from mscope.export.cli import app
 
 
@@ -70,6 +73,31 @@ def test_info_for_people(capsys: pytest.CaptureFixture[str]) -> None:
     out = capsys.readouterr().out
     assert "mambascope ti, alpha 0.5, 224 x 224, 7.45 M parameters" in out
     assert "break-even" in out
+
+
+def test_info_of_a_bundle_for_people(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """Of an engine what its record tells, of a graph what is counted."""
+    network = fakes.FakeNetwork(fakes.fake_config())
+    fakes.write_fake_bundle(tmp_path / "b", network)
+    fake_tensorrt.add_engines(tmp_path / "b", launches=37, launches_per_block=6.5)
+    fake_tensorrt.add_engines(tmp_path / "b", precision="fp32")
+    content = info_json(capsys, str(tmp_path / "b"))
+    assert content["launches"]["fine.fp16.sm_90.trt.engine"] == {"total": 37, "per_block": 6.5}
+    assert content["launches"]["fine.fp32.sm_90.trt.engine"] == {"total": None, "per_block": None}
+    assert run_app(app, ["info", str(tmp_path / "b")]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert f"  weights    random, seed {network.seed}: untrained" in lines
+    size = next(variant["bytes"] for variant in content["variants"] if variant["file"] == "fine.onnx") / 1e6
+    total = content["launches"]["fine.onnx"]["total"]
+    assert lines[-3:] == [
+        f"  fine.onnx                    fine, onnx fp32, {size:.1f} MB, {total} launches, 0 a block",
+        "  fine.fp16.sm_90.trt.engine   fine, tensorrt fp16, 0.0 MB, 37 launches, 6.5 a block",
+        "  fine.fp32.sm_90.trt.engine   fine, tensorrt fp32, 0.0 MB",
+    ]
+    weights = Weights(origin="file", name="net.pth", sha256="0" * 64)
+    fakes.write_fake_bundle(tmp_path / "trained", network, weights=weights)
+    assert run_app(app, ["info", str(tmp_path / "trained")]) == 0
+    assert "  weights    net.pth" in capsys.readouterr().out.splitlines()
 
 
 def test_build_then_info_then_verify(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

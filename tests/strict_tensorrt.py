@@ -110,10 +110,10 @@ def make_module(version: str, plan: bytes | None = b"plan") -> Any:
         def build_serialized_network(self, network: _Network, config: _Config) -> bytes | None:
             module.calls.append(("flags", set(config._flags)))
             module.calls.append(("profile", config.profiles[0].shapes))
-            if config.progress_monitor is not None:
-                config.progress_monitor.phase_start("Building", None, 2)
-                assert config.progress_monitor.step_complete("Building", 0) in (True, False)
-                config.progress_monitor.phase_finish("Building")
+            config.progress_monitor.phase_start("Building", None, 2)
+            if not config.progress_monitor.step_complete("Building", 0):
+                return None
+            config.progress_monitor.phase_finish("Building")
             if plan is None:
                 self.logger.log(Severity.ERROR, "no tactic for layers.0/mixer/in_proj")
             return plan

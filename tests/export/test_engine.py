@@ -22,7 +22,7 @@ import pytest
 from mscope.core.errors import BackendError, InputError
 from mscope.export.engine import device, flavour, plan
 from mscope.export.engine.process import build_in_process
-from mscope.export.engine.request import EngineRequest
+from mscope.export.engine.request import EngineRequest, Event
 from mscope.export.engine.wish import EngineWish
 from mscope.export.engine.worker import build as build_here
 from mscope.export.launches import launches_of
@@ -189,6 +189,23 @@ def test_the_gpu_is_found_through_the_driver_alone(fails: str, tmp_path: Path, m
         device.ctypes, "CDLL", lambda name: load(str(library)) if name == "libcuda.so.1" else load(name)
     )
     assert device.gpu_here() == (device.Gpu("Orin", "sm_87") if not fails else None)
+
+
+def test_the_build_is_told_of_and_stops_when_the_parent_is_gone(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    exported: dict[str, onnx.ModelProto],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt", make_module("10.3.0"))
+    onnx.save(exported["coarse"], tmp_path / "coarse.onnx")
+    request = request_for(tmp_path, flavour="tensorrt", gpus=())
+    assert build_here(request, os.getppid()).error == ""
+    events = [Event.model_validate_json(line) for line in capsys.readouterr().out.splitlines()]
+    assert [(event.kind, event.text, event.step, event.of) for event in events] == [
+        ("phase", "Building", 0, 2), ("step", "Building", 1, 2),
+    ]  # fmt: skip
+    assert build_here(request, os.getpid()).error == "tensorrt 10.3.0: no reason given"
 
 
 def test_a_builder_without_a_plan_says_why(

@@ -77,8 +77,7 @@ def build(request: EngineRequest, parent: int) -> BuildResult:
     cache = _timing_cache(config, request)
     # Both are called by the builder, and must live until it is done.
     monitor = _monitor(module, parent)
-    if monitor is not None:
-        config.progress_monitor = monitor
+    config.progress_monitor = monitor
     plan = builder.build_serialized_network(network, config)
     if plan is None:
         return BuildResult(error=f"{module.__name__} {module.__version__}: {log.last_error or 'no reason given'}")
@@ -150,14 +149,11 @@ def _log_of(module: ModuleType) -> Any:
 
 
 def _monitor(module: ModuleType, parent: int) -> Any:
-    """Reports phases and steps, and stops the build when the parent is gone; None where the flavour has no monitor."""
-    base: Any = getattr(module, "IProgressMonitor", None)
-    if base is None:
-        return None
+    """Reports phases and steps, and stops the build when the parent is gone."""
 
-    class Monitor(base):  # type: ignore[misc]
+    class Monitor(module.IProgressMonitor):  # type: ignore[name-defined,misc]
         def __init__(self) -> None:
-            base.__init__(self)
+            module.IProgressMonitor.__init__(self)
             self.sizes: dict[str, int] = {}
 
         def phase_start(self, name: str, parent_name: str | None, steps: int) -> None:

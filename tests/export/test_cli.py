@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -56,9 +57,15 @@ def test_info_of_a_configuration(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_info_of_plain_vim_has_one_stage(capsys: pytest.CaptureFixture[str]) -> None:
     content = info_json(capsys, "--size", "b", "--arch", "vim")
+    assert content["alpha"] is None
     assert content["tokens"] == {"coarse": None, "fine": None, "full": 197}
-    assert content["gmacs"]["full"] == pytest.approx(18.9, rel=0.03)
+    assert content["gmacs"] == {"coarse": None, "fine": None, "full": pytest.approx(18.9, rel=0.03)}
     assert content["break_even_exit_rate_gmacs"] is None
+    assert run_app(app, ["info", "--size", "b", "--arch", "vim"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert re.fullmatch(r"vim b, 224 x 224, \d+\.\d\d M parameters", lines[0])
+    assert re.fullmatch(r"  plain ViM     197 tokens    1\d\.\d{3} GMACs", lines[1])
+    assert len(lines) == 2
 
 
 def test_info_at_another_alpha_and_resolution(capsys: pytest.CaptureFixture[str]) -> None:

@@ -116,6 +116,7 @@ def test_layers_are_read_from_the_builders_list() -> None:
     assert layers[1].nodes == ("layers.1/mixer/Scan", "layers.1/norm/Pow")
     assert len(launches(layers)) == 2
     assert launches_per_block(layers) == 1.0
+    assert launches_per_block(layers[2:]) is launches_per_block(()) is None
     assert layers_of_log("Engine generation completed") == ()
     assert nodes_of("[ONNX Layer: a][ONNX Layer: a]") == ("a",)
 

@@ -74,6 +74,7 @@ class FakeCuda(CapturesStreams):
         self.costs: dict[str, float] = {}
         self._device: dict[int, Bytes] = {}
         self._host: dict[int, Bytes] = {}
+        self._mappable: set[int] = set()
         self._kept: list[Bytes] = []  # page-locked memory that was freed: poisoned, so that late readers see NaN
         self._next = 0x7F00_0000_0000
         self._handles = itertools.count(1000)
@@ -199,6 +200,8 @@ class FakeCuda(CapturesStreams):
         block = _aligned(size)
         self._kept.append(block)
         self._host[block.ctypes.data] = block
+        if flags & self.cudaHostAllocMapped:
+            self._mappable.add(block.ctypes.data)
         return self.cudaError_t.cudaSuccess, block.ctypes.data
 
     def cudaFreeHost(self, ptr: int) -> tuple[Any]:
@@ -213,6 +216,8 @@ class FakeCuda(CapturesStreams):
         return (self.cudaError_t.cudaSuccess,)
 
     def cudaHostGetDevicePointer(self, pHost: int, flags: int) -> tuple[Any, int]:
+        if pHost not in self._mappable:
+            raise Misuse("the device's address of host memory that was not allocated to be mapped")
         block = self._host[pHost]
         address = pHost if self._host_addresses else self._place(block.size)
         self._device[address] = block

@@ -138,7 +138,7 @@ DYNAMIC = "N/A due to dynamic shapes"
 @pytest.mark.parametrize(
     ("said", "expected"),
     [
-        ("Half", "float16"), ("FP8", "fp8"), ("Int8", "int8"), ("BFloat16", "bfloat16"),
+        ("Half", "float16"), ("FP8", "fp8"), ("Int8", "int8"), ("BFloat16", "bfloat16"), ("BF16", "bfloat16"),
         ("Row major linear FP16 format", "float16"), ("Row major linear FP32", "float32"),
         ("Channel major BFloat16 format where channel % 8 == 0", "bfloat16"),
         ("Thirty-two wide channel vectorized row major Int8 format.", "int8"),

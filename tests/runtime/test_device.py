@@ -312,6 +312,10 @@ def test_a_lost_device_says_so(cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setattr(cuda, "cudaStreamSynchronize", lambda stream: (lost,))
     with pytest.raises(BackendError, match=rf"cudaError{name} \({number}\); the device's context is lost"):
         stream.synchronize()
+    wrong = cuda.cudaError_t.cudaErrorInvalidValue
+    monkeypatch.setattr(cuda, "cudaStreamSynchronize", lambda stream: (wrong,))
+    with pytest.raises(BackendError, match=r"cudaErrorInvalidValue \(1\)$"):
+        stream.synchronize()
 
 
 def test_closing_lets_another_threads_batch_finish(

@@ -339,8 +339,9 @@ def test_the_producers_stream_is_waited_for(
     same(gpu.run(array, ETA), host.run(images, ETA))
 
 
-def test_dlpack_is_told_our_stream(gpu: Scope, network: fakes.FakeNetwork, cuda: FakeCuda) -> None:
-    array = DlpackArray(cuda, random_batch(network, 2))
+@pytest.mark.parametrize("device_type", [2, 13], ids=["device memory", "managed memory"])
+def test_dlpack_is_told_our_stream(gpu: Scope, network: fakes.FakeNetwork, cuda: FakeCuda, device_type: int) -> None:
+    array = DlpackArray(cuda, random_batch(network, 2), device_type=device_type)
     gpu.run(array, ETA)
     assert array.streams[0] in cuda._streams
     assert array.streams[0] > 2

@@ -196,6 +196,21 @@ def test_a_stage_without_memory_for_its_levels_leaves_nothing(cuda: FakeCuda) ->
     assert cuda.live == 0
 
 
+def test_a_lost_device_is_no_reason_to_fail_when_all_is_given_back(
+    cuda: FakeCuda, engines: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scope = Scope.load(engines, backend="tensorrt", decide="device", preprocess="device")
+    cascade: Any = scope._cascade
+    cascade.time_on_device(True)
+    scope.run(np.zeros((1, 3, 64, 48), np.float32), ETA)
+    lost = cuda.cudaError_t.cudaErrorIllegalAddress
+    told = []
+    for name in ("StreamSynchronize", "StreamDestroy", "Free", "FreeHost", "EventDestroy", "GraphExecDestroy"):
+        monkeypatch.setattr(cuda, f"cuda{name}", lambda handle, name=name: told.append(name) or (lost,))
+    scope.close()
+    assert set(told) == {"StreamSynchronize", "StreamDestroy", "Free", "FreeHost", "EventDestroy", "GraphExecDestroy"}
+
+
 def test_the_callers_array_is_copied(both: tuple[Scope, Scope]) -> None:
     """A camera's buffer may be filled again before the batch runs."""
     device, host = both

@@ -107,7 +107,9 @@ def test_info_of_a_bundle_for_people(capsys: pytest.CaptureFixture[str], tmp_pat
     assert "  weights    net.pth" in capsys.readouterr().out.splitlines()
 
 
-def test_build_then_info_then_verify(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_build_then_info_then_verify(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     out = tmp_path / "digits"
     assert run_app(app, ["build", "--size", "digits", "--seed", "3", "--out", str(out), "--json"]) == 0
     captured = capsys.readouterr()
@@ -122,8 +124,10 @@ def test_build_then_info_then_verify(capsys: pytest.CaptureFixture[str], tmp_pat
     assert content["launches"]["coarse.onnx"]["per_block"] == 6
     assert run_app(app, ["verify", str(out)]) == 0
     assert "untrained" in capsys.readouterr().out
-    assert run_app(app, ["build", "--from", str(out), "--fp16", "--target", "onnx", "--json"]) == 0
+    monkeypatch.chdir(tmp_path)
+    assert run_app(app, ["build", "--from", "digits", "--fp16", "--target", "onnx", "--json"]) == 0
     revised = json.loads(capsys.readouterr().out)
+    assert (revised["bundle"], revised["name"]) == (str(out), built["name"])
     assert list(revised["stages"]["fine"]["files"]) == ["fine.onnx", "fine.fp16.onnx"]
     assert list(revised["precision"]) == ["coarse.fp16.onnx", "fine.fp16.onnx"]
     assert run_app(app, ["info", str(out)]) == 0

@@ -391,6 +391,18 @@ def test_a_failed_revision_keeps_the_bundle_as_it_was(built: Path, monkeypatch: 
     assert sorted(p.name for p in built.parent.iterdir()) == ["bundle"]
 
 
+def test_of_two_revisions_at_once_the_later_is_refused_and_not_the_earlier_lost(built: Path) -> None:
+    with (
+        pytest.raises(BundleError, match="bundle was changed by another program meanwhile and is left as it is"),
+        revising_bundle(built) as (work, manifest),
+    ):
+        with revising_bundle(built) as (other, _):
+            write_manifest(other, manifest.model_copy(update={"default_eta": 0.7}))
+        write_manifest(work, manifest.model_copy(update={"default_eta": 0.8}))
+    assert load_manifest(built).default_eta == 0.7
+    assert sorted(p.name for p in built.parent.iterdir()) == ["bundle"]
+
+
 def test_errors_name_the_bundle_and_not_the_folder_it_is_written_in(
     built: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

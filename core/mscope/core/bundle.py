@@ -72,8 +72,10 @@ def revising_bundle(folder: Path) -> Iterator[tuple[Path, Manifest]]:
     write into them.
 
     Raises:
-        BundleError: `folder` is no bundle or damaged. InputError: its parent cannot be written.
+        BundleError: `folder` is no bundle or damaged, or another program changed it meanwhile. InputError: its parent
+            cannot be written.
     """
+    before = _manifest_bytes(folder)
     manifest = load_manifest(folder)
     with writing_folder(folder) as work:
         for name in (MANIFEST, *manifest.files):
@@ -83,6 +85,16 @@ def revising_bundle(folder: Path) -> Iterator[tuple[Path, Manifest]]:
             except OSError:
                 shutil.copy2(folder / name, work / name)
         yield work, manifest
+        if _manifest_bytes(folder) != before:
+            # What that program added is not in the copy, which would take its place.
+            raise BundleError(f"{folder} was changed by another program meanwhile and is left as it is: run this again")
+
+
+def _manifest_bytes(folder: Path) -> bytes | None:
+    try:
+        return (folder / MANIFEST).read_bytes()
+    except OSError:
+        return None
 
 
 def _swap(work: Path, target: Path) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 import cuda_torch
 from mscope.core.errors import BackendError, InputError
+from mscope.model import mamba_ssm_interface, scan
 from mscope.plugins import cuda
 from op_cases import Case, Inputs
 
@@ -195,3 +196,26 @@ def test_scratch_memory_is_asked_for_where_it_is_needed() -> None:
     given, y = cuda_torch.tensors(Inputs(case, "float32")), cuda_torch.output(case, "float32")
     with pytest.raises(InputError, match="bytes of scratch memory: pass `allocate`"):
         cuda.bidirectional_selective_scan(*(given[n] for n in cuda_torch.SCAN_NAMES), out=y, stream=cuda_torch.stream())
+
+
+@pytest.mark.parametrize("gated", [True, False])
+def test_mamba_ssm_s_functions_run_on_the_kernels(gated: bool) -> None:
+    """Its layout, three groups: channels are slices of larger tensors, tokens are strided."""
+    random = torch.Generator().manual_seed(7)
+    shapes = {
+        "u": (2, 48, 65),
+        "delta": (2, 48, 65),
+        "A": (48, 16),
+        "B": (2, 3, 16, 65),
+        "C": (2, 3, 16, 65),
+        "D": (48,),
+    }
+    shapes |= {"z": (2, 48, 65)} if gated else {}
+    exact = {name: torch.randn(shape, generator=random, dtype=torch.float64) for name, shape in shapes.items()}
+    exact["A"] = -exact["A"].abs() - 0.1
+    expected = mamba_ssm_interface.selective_scan_fn(**exact, delta_softplus=True)
+    with torch.no_grad(), scan.implementation("cuda"):
+        given = {name: value.float().cuda() for name, value in exact.items()}
+        got = mamba_ssm_interface.selective_scan_fn(**given, delta_softplus=True)
+    # Each token adds a few roundings of 2**-24, the state remembers some tens of them.
+    assert float((got.double().cpu() - expected).abs().max()) <= 64 * 2.0**-24 * float(expected.abs().max())

@@ -73,6 +73,21 @@ def test_a_scan_is_the_recurrence(
     torch.testing.assert_close(got.double(), expected, rtol=0, atol=64 * 2.0**-24 * scale)
 
 
+def test_it_can_be_differentiated() -> None:
+    exact: dict[str, Any] = {name: value.requires_grad_() for name, value in operands(2, 9, 3).items()}
+    weights = torch.linspace(-1, 1, exact["u"].numel(), dtype=torch.float64).reshape(exact["u"].shape)
+    expected = torch.autograd.grad((by_definition(**exact, delta_softplus=True) * weights).sum(), exact.values())
+    for dtype, roundings in ((torch.float64, 2.0**-40), (torch.float32, 64 * 2.0**-24)):
+        given: dict[str, Any] = {name: value.detach().to(dtype).requires_grad_() for name, value in exact.items()}
+        y = interface.selective_scan_fn(**given, delta_softplus=True)
+        for name, ours, theirs in zip(
+            exact, torch.autograd.grad((y * weights.to(dtype)).sum(), given.values()), expected, strict=True
+        ):
+            torch.testing.assert_close(
+                ours.double(), theirs, rtol=0, atol=roundings * float(theirs.abs().max()), msg=f"{name} in {dtype}"
+            )
+
+
 def test_one_group_may_leave_its_axis_out_and_softplus_is_off_as_in_mamba_ssm() -> None:
     given: dict[str, Any] = operands(2, 7, 1)
     flat = given | {name: given[name][:, 0] for name in "BC"}

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mscope.export.any_module import export_module
+from mscope.export.any_module import ModuleFile, export_module
 from mscope.model.mamba_ssm_interface import selective_scan_fn
 
 
@@ -47,10 +47,15 @@ class CrossScan(nn.Module):
         return answer
 
 
-if __name__ == "__main__":
+def main(out: str) -> list[ModuleFile]:
     torch.manual_seed(0)
-    pictures = torch.randn(2, 3, 32, 32)
-    for file in export_module(
-        CrossScan(), [pictures], sys.argv[1], input_names=["image"], output_names=["logits"], fp16=True
-    ):
+    files = export_module(
+        CrossScan(), [torch.randn(2, 3, 32, 32)], out, input_names=["image"], output_names=["logits"], fp16=True
+    )
+    for file in files:
         print(file.describe())
+    return files
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

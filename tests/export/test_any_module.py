@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import io
 import json
 import re
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -29,19 +30,16 @@ from mscope.export.cli import app
 from mscope.export.engine.process import build_in_process
 from mscope.export.engine.request import EngineRequest
 
-ROOT = Path(__file__).parents[2]
-
 
 @pytest.fixture(scope="module")
-def cross_scan(tmp_path_factory: pytest.TempPathFactory) -> tuple[nn.Module, Tensor, list[ModuleFile]]:
-    """The example's module, in the middle of its training, a batch and both files."""
-    torch.manual_seed(5)
-    module, image = own_models.example().CrossScan().train(), torch.randn(2, 3, 32, 32)
-    files = export_module(
-        module, [image], tmp_path_factory.mktemp("cross") / "cross.onnx", input_names=["image"],
-        output_names=["logits"], fp16=True,
-    )  # fmt: skip
-    return module, image, files
+def cross_scan(tmp_path_factory: pytest.TempPathFactory) -> tuple[nn.Module, list[ModuleFile]]:
+    """The example, run: its module again, and both files."""
+    example, told = own_models.example(), io.StringIO()
+    with contextlib.redirect_stdout(told):
+        files = example.main(str(tmp_path_factory.mktemp("cross") / "cross.onnx"))
+    assert told.getvalue() == "".join(f"{file.describe()}\n" for file in files)
+    torch.manual_seed(0)
+    return example.CrossScan(), files
 
 
 def run(path: Path, **feeds: Any) -> list[Any]:
@@ -49,8 +47,8 @@ def run(path: Path, **feeds: Any) -> list[Any]:
     return list(onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"]).run(None, feeds))
 
 
-def test_groups_become_nodes_and_any_batch_runs(cross_scan: tuple[nn.Module, Tensor, list[ModuleFile]]) -> None:
-    module, _, files = cross_scan
+def test_groups_become_nodes_and_any_batch_runs(cross_scan: tuple[nn.Module, list[ModuleFile]]) -> None:
+    module, files = cross_scan
     assert [(file.path.name, file.precision, file.ops) for file in files] == [
         ("cross.onnx", "fp32", {"SelectiveScan": 4}),
         ("cross.fp16.onnx", "fp16", {"SelectiveScan": 4}),
@@ -69,8 +67,8 @@ def test_groups_become_nodes_and_any_batch_runs(cross_scan: tuple[nn.Module, Ten
         np.testing.assert_allclose(logits, expected[:count], rtol=0, atol=1e-6)
 
 
-def test_fp16_is_proved(cross_scan: tuple[nn.Module, Tensor, list[ModuleFile]]) -> None:
-    file = cross_scan[2][1]
+def test_fp16_is_proved(cross_scan: tuple[nn.Module, list[ModuleFile]]) -> None:
+    file = cross_scan[1][1]
     assert file.proof is not None
     # The patches, x_proj and dt_proj, the scans, the head.
     assert file.proof.low == {"Conv": 1, "Einsum": 2, "SelectiveScan": 4, "Gemm": 1}
@@ -193,27 +191,29 @@ def test_a_low_precision_that_is_far_off_leaves_no_file_at_all(monkeypatch: pyte
     assert list(tmp_path.iterdir()) == []
 
 
-def test_where_the_file_cannot_be_written(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"none/out\.onnx cannot be written: No such file or directory"):
-        export_module(own_models.Mamba(), [TOKENS], tmp_path / "none" / "out.onnx")
+def test_where_the_file_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for out in (tmp_path / "none" / "out.onnx", tmp_path / "folder.onnx"):
+        (tmp_path / "folder.onnx").mkdir(exist_ok=True)
+        with pytest.raises(InputError, match=r"\.onnx cannot be written: it is a folder, or .* is none"):
+            export_module(own_models.Mamba(), [TOKENS], out)
     with pytest.raises(InputError, match="needs a suffix"):
         export_module(own_models.Mamba(), [TOKENS], tmp_path / "out")
+    (tmp_path / "folder.onnx").rmdir()
 
+    def full(source: str, target: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
 
-def test_the_example_runs(tmp_path: Path) -> None:
-    result = subprocess.run(
-        [sys.executable, ROOT / "examples" / "own_module.py", tmp_path / "cross.onnx"],
-        capture_output=True, text=True, check=False, env={"PYTHONPATH": ":".join(sys.path), "PATH": "/usr/bin:/bin"},
-    )  # fmt: skip
-    assert result.returncode == 0, result.stderr
-    assert "4 SelectiveScan among them" in result.stdout
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["cross.fp16.onnx", "cross.onnx"]
+    # Also where the disk is found full when a file is closed.
+    monkeypatch.setattr("mscope.core.files.os.replace", full)
+    with pytest.raises(InputError, match=r"/out\.fp16\.onnx cannot be written: No space left on device"):
+        export_module(own_models.Mamba(), [TOKENS], tmp_path / "out.onnx", fp16=True)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_its_files_for_trtexec(
-    cross_scan: tuple[nn.Module, Tensor, list[ModuleFile]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    cross_scan: tuple[nn.Module, list[ModuleFile]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    half = cross_scan[2][1].path
+    half = cross_scan[1][1].path
     assert run_app(app, ["plugins", "onnx", str(half), str(tmp_path / "onnx"), "--batch", "1,2,4"]) == 0
     assert capsys.readouterr().out == (
         "trtexec --onnx=cross.fp16.plugin.onnx --staticPlugins=./libmscope_trt.so --stronglyTyped --noTF32 "
@@ -260,12 +260,10 @@ def test_other_files_for_trtexec(tmp_path: Path, capsys: pytest.CaptureFixture[s
 
 
 @pytest.mark.slow
-def test_tensorrt_rtx_builds_it_with_the_plugin(
-    cross_scan: tuple[nn.Module, Tensor, list[ModuleFile]], tmp_path: Path
-) -> None:
+def test_tensorrt_rtx_builds_it_with_the_plugin(cross_scan: tuple[nn.Module, list[ModuleFile]], tmp_path: Path) -> None:
     pytest.importorskip("tensorrt_rtx", reason="pip install tensorrt-rtx")
     with trt_library.in_use() as library:
-        for file, precision in zip(cross_scan[2], ("fp32", "fp16"), strict=True):
+        for file, precision in zip(cross_scan[1], ("fp32", "fp16"), strict=True):
             request = EngineRequest(
                 flavour="tensorrt-rtx", stage="full", precision=precision, onnx=str(file.path),  # type: ignore[arg-type]
                 engine=str(tmp_path / "engine"), plugin=str(library), gpus=("sm_89",), shapes={"image": (3, 32, 32)},

@@ -125,34 +125,37 @@ def export_module(
         allowed = _tolerances(module, inputs, single, tolerance)
     expected, bounds = dict(zip(results, single, strict=True)), dict(zip(results, allowed, strict=True))
     feeds = {name: value.numpy() for name, value in zip(names, inputs, strict=True)}
-    written = []
-    with contextlib.ExitStack() as files:
-        # Renamed when all are written.
-        for precision in _PRECISIONS[: 1 + fp16]:
-            path = out if precision == "fp32" else out.with_suffix(f".{precision}{out.suffix}")
-            graph = model if precision == "fp32" else typed_graph(model, precision)
-            content = _content(graph)
-            written.append(
-                ModuleFile(
-                    path=path,
-                    precision=precision,
-                    ops=dict(Counter(node.op_type for node in graph.graph.node if node.domain == OP_DOMAIN)),
-                    nodes=len(graph.graph.node),
-                    proof=None if precision == "fp32" else prove_precision(graph, precision),
-                    distances=_compare(graph, precision, feeds, expected, bounds, dynamic_batch),
-                    kernels=kernels_here(),
-                )
+    written, contents = [], []
+    for precision in _PRECISIONS[: 1 + fp16]:
+        path = out if precision == "fp32" else out.with_suffix(f".{precision}{out.suffix}")
+        graph = model if precision == "fp32" else typed_graph(model, precision)
+        contents.append((path, _content(graph)))
+        written.append(
+            ModuleFile(
+                path=path,
+                precision=precision,
+                ops=dict(Counter(node.op_type for node in graph.graph.node if node.domain == OP_DOMAIN)),
+                nodes=len(graph.graph.node),
+                proof=None if precision == "fp32" else prove_precision(graph, precision),
+                distances=_compare(graph, precision, feeds, expected, bounds, dynamic_batch),
+                kernels=kernels_here(),
             )
-            try:
+        )
+    try:
+        with contextlib.ExitStack() as files:
+            # Renamed when all are written.
+            for path, content in contents:
                 files.enter_context(replacing(path)).write(content)
-            except OSError as error:
-                raise InputError(f"{path} cannot be written: {error.strerror}") from None
+    except OSError as error:
+        raise InputError(f"{error.filename or out} cannot be written: {error.strerror}") from None
     return written
 
 
 def _check(module: nn.Module, inputs: tuple[Tensor, ...], out: Path, dynamic_batch: bool) -> None:
     if not out.suffix:
         raise InputError(f"{out}: the file's name needs a suffix, as in model.onnx")
+    if out.is_dir() or not out.parent.is_dir():
+        raise InputError(f"{out} cannot be written: it is a folder, or {out.parent} is none")
     for name, value in (*module.named_parameters(), *module.named_buffers()):
         if value.device.type != "cpu" or (value.is_floating_point() and value.dtype != torch.float32):
             raise InputError(

@@ -23,12 +23,13 @@ import own_models
 import trt_library
 from mscope.core.console import run_app
 from mscope.core.contract import OP_DOMAIN
-from mscope.core.errors import InputError, ParityError
+from mscope.core.errors import InputError, MscopeError, ParityError
 from mscope.export import any_module
 from mscope.export.any_module import ModuleFile, export_module
 from mscope.export.cli import app
 from mscope.export.engine.process import build_in_process
 from mscope.export.engine.request import EngineRequest
+from mscope.model import mamba_ssm_interface
 
 
 @pytest.fixture(scope="module")
@@ -154,6 +155,7 @@ TOKENS = torch.randn(2, 5, 4)
         (_Returning(lambda y: y.sum()), [TOKENS], {}, "the module returns Tensor, expected .* with axes"),
         (_Returning(lambda y: y.mean(0)), [TOKENS], {}, r"output_0 has shape \(5, 4\) where PyTorch has \(1, 4\)"),
         (_Returning(_never_double), [TOKENS], {}, r"does not run in float64 \(expected Float.*: give tolerance="),
+        (_Returning(torch.special.i1), [TOKENS], {}, r"torch.onnx has no ONNX for the module \(.*bessel_i1"),
         (nn.Linear(4, 4), [TOKENS], {}, "no selective scan of this project is in the module's graph"),
     ],
 )
@@ -163,6 +165,16 @@ def test_what_cannot_be_exported_is_one_line_and_no_file(
     with pytest.raises(InputError, match=words) as refusal:
         export_module(module, inputs, tmp_path / "out.onnx", **options)
     assert "\n" not in str(refusal.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_scans_with_and_without_a_gate_cannot_share_one_function_body(tmp_path: Path) -> None:
+    def ungated(y: Tensor) -> Tensor:
+        u = y.transpose(1, 2)
+        return mamba_ssm_interface.selective_scan_fn(u, u, -torch.ones(4, 2), u[:, :2], u[:, :2])
+
+    with pytest.raises(MscopeError, match="SelectiveScan is used with different optional inputs: one body cannot"):
+        export_module(_Returning(ungated), [TOKENS], tmp_path / "out.onnx")
     assert list(tmp_path.iterdir()) == []
 
 

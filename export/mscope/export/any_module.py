@@ -38,6 +38,7 @@ from mscope.runtime.backends.ort_ops import NativeOps, first_line
 Array = npt.NDArray[Any]
 # A file of ONNX is one protobuf message.
 _MAX_BYTES = 2**31 - 1
+_DTYPES = (torch.float32, torch.int64)
 _PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16")
 
 
@@ -112,7 +113,7 @@ def export_module(
         InputError: unusable inputs, a module that cannot be traced, has no scan of this project in it, or does not run
             in float64 where no tolerance is given; `out` cannot be written.
         ParityError: a file does not compute what the module does.
-        MscopeError: a weight is too large for fp16.
+        MscopeError: a weight is too large for fp16; the module has scans with a gate and scans without one.
     """
     check_comparator()
     inputs, out = tuple(inputs), Path(out)
@@ -175,9 +176,6 @@ def _check(module: nn.Module, inputs: tuple[Tensor, ...], out: Path, dynamic_bat
             )
 
 
-_DTYPES = (torch.float32, torch.int64)
-
-
 def _names(kind: str, given: Sequence[str], count: int) -> tuple[str, ...]:
     if not given:
         return tuple(f"{kind}_{place}" for place in range(count))
@@ -229,9 +227,13 @@ def _onnx_of(
             # Whatever the module's own code raises on torch's symbolic tensors.
             hint = "; dynamic_batch=False exports it for the batch of `inputs`" if dynamic_batch else ""
             raise InputError(f"torch.export cannot trace the module ({first_line(error)}){hint}") from error
-        # Its optimiser knows what other people's modules hold: torch.split, for one, is a sequence without it, which
-        # TensorRT has not.
-        model = onnx_from_program(program, names, results, optimize=True)
+        try:
+            # Its optimiser knows what other people's modules hold: torch.split, for one, is a sequence without it,
+            # which TensorRT has not.
+            model = onnx_from_program(program, names, results, optimize=True)
+        except torch.onnx.OnnxExporterError as error:
+            reason = first_line(error.__cause__ if isinstance(error.__cause__, Exception) else error)
+            raise InputError(f"torch.onnx has no ONNX for the module ({reason})") from error
     model = passes.clean(model)
     if not any(node.domain == OP_DOMAIN for node in model.graph.node):
         raise InputError(
